@@ -1,0 +1,246 @@
+"""Samplers: one update rule, `step`, and what each algorithm feeds it.
+
+Every sampler is a generator of `State`: it takes a denoiser, noise x and decreasing times, and yields once a step.
+The caller decides what to draw, log or stop.
+"""
+
+import inspect
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from tinydiff.diffuse import randn
+from tinydiff.schedule import Schedule, match, uniform
+
+
+class State(NamedTuple):
+    """Where a sampler stands after a step."""
+
+    t: Tensor  # (), float64: the time reached
+    x: Tensor  # (B, ...): the sample at that time
+    x0: Tensor  # (B, ...): the denoiser's latest estimate of the clean data
+
+
+def step(
+    schedule: Schedule,
+    x: Tensor,
+    x0: Tensor,
+    t: Tensor | float,
+    s: Tensor | float,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Move x from time t to s, believing that the clean data is x0 (Song et al. 2021, DDIM, eq. 12).
+
+    x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with eps = (x - alpha_t x0) / sigma_t, z ~ N(0, I)
+    and c = eta (sigma_s/sigma_t) sqrt(1 - alpha_t^2/alpha_s^2) (DDIM eq. 16).
+
+    Args:
+        x, x0: (B, ...).
+        t, s: times with 0 <= s < t <= T, shape () or (B,).
+        eta: 0 is deterministic (DDIM), 1 draws from q(x_s | x, x0) (DDPM); a ratio of standard deviations.
+        generator: source of z. No number is drawn when c = 0.
+
+    Returns:
+        x_s, shaped like x.
+
+    Raises:
+        ValueError: eta lies outside [0, 1].
+    """
+    keep, weight, noise = _weights(schedule, t, s, eta)
+    x_s = match(keep, x) * x + match(weight, x) * x0
+    return x_s + match(noise, x) * randn(x.shape, generator, x) if noise.any() else x_s
+
+
+def _weights(schedule: Schedule, t: Tensor | float, s: Tensor | float, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`step` solved for its three ingredients, in float64: x_s = keep x + weight x0 + noise z."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta = {eta} must lie between 0 (DDIM, deterministic) and 1 (DDPM).")
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    noise = eta * (sigma_s / sigma_t) * (1 - (alpha_t / alpha_s) ** 2).sqrt()
+    keep = (sigma_s**2 - noise**2).sqrt() / sigma_t
+    return keep, alpha_s - keep * alpha_t, noise
+
+
+def ddpm(
+    denoiser: Any, x: Tensor, times: Tensor, *, generator: torch.Generator | None = None, **cond: Any
+) -> Iterator[State]:
+    """Ancestral sampling: each step draws from q(x_s | x_t, x0_hat), variance beta-tilde (Ho et al. 2020, alg. 2).
+
+    With fewer than T steps beta is that of the longer stride, 1 - alpha_bar_t/alpha_bar_s. Arguments as for `ddim`.
+    """
+    return ddim(denoiser, x, times, eta=1.0, generator=generator, **cond)
+
+
+def ddim(
+    denoiser: Any,
+    x: Tensor,
+    times: Tensor,
+    *,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    **cond: Any,
+) -> Iterator[State]:
+    """DDIM with any eta on any grid: x0_hat = denoiser(x, t), then `step` (Song et al. 2021, eq. 12). Order 1.
+
+    Args:
+        denoiser: any `denoiser(x, t, **cond) -> x0_hat` with a `.schedule`; called once a step, without
+            gradient and in eval mode.
+        x: noise at times[0], (B, ...).
+        times: (steps+1,), strictly decreasing in [0, T]; usually from T to 0.
+        eta: 0 is deterministic, 1 is DDPM.
+        generator: source of the noise of the steps; one draw a step, none where a step adds no noise.
+        cond: passed to the denoiser, such as y=labels.
+
+    Yields:
+        `State` after each step.
+
+    Raises:
+        ValueError: the times do not decrease or leave [0, T], or eta lies outside [0, 1].
+    """
+    for t, s in _intervals(denoiser.schedule, times):
+        x0 = _denoise(denoiser, x, t, cond)
+        x = step(denoiser.schedule, x, x0, t, s, eta, generator)
+        yield State(s, x, x0)
+
+
+def dpm_solver_pp(
+    denoiser: Any,
+    x: Tensor,
+    times: Tensor,
+    *,
+    order: int = 2,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    **cond: Any,
+) -> Iterator[State]:
+    """Multistep DPM-Solver++ (Lu et al. 2022b): `step` with x0_hat extrapolated in lambda; one network call a step.
+
+    The exact solution weighs x0_hat(lambda) over the interval; order 1 holds it constant (= DDIM), order 2 draws a line
+    through the last two estimates (2M, their alg. 2), order 3 a parabola through three. The first steps use what
+    estimates there are; a step to t = 0, where lambda is infinite, is of order 1. Arguments, yields and errors as for
+    `ddim`, and:
+
+    Args:
+        order: 1, 2 or 3, the number of past estimates used and the global order of convergence at eta = 0.
+        eta: 0 solves the probability-flow ODE; 1 is SDE-DPM-Solver++ (their app. B).
+
+    Raises:
+        ValueError: order is not 1, 2 or 3.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"order = {order!r} must be 1, 2 or 3: DPM-Solver++ has no other multistep orders.")
+    past: list[tuple[Tensor, Tensor]] = []  # (t, x0_hat), the newest first
+    for t, s in _intervals(denoiser.schedule, times):
+        past = [(t, _denoise(denoiser, x, t, cond)), *past[: order - 1]]
+        x = step(denoiser.schedule, x, _extrapolate(denoiser.schedule, past, s, eta), t, s, eta, generator)
+        yield State(s, x, past[0][1])
+
+
+def _extrapolate(schedule: Schedule, past: list[tuple[Tensor, Tensor]], s: Tensor, eta: float) -> Tensor:
+    """The constant x0 for which `step` gives what a polynomial through the past x0_hat(lambda) would give.
+
+    Over a step of length h in lambda x0 is weighed by the kernel H e^{-H (1-u)}, u = (lambda - lambda_t)/h in [0, 1]:
+    H = h for the ODE, 2h for the SDE. The kernel's moments are E = 1 - e^{-H}, phi2 = 1 - E/H (of u) and -2 phi3 with
+    phi3 = phi2/H - 1/2 (of u^2). Order 2 takes phi2 ~ E/2, as Lu et al. 2022b do (alg. 2). Order 3 weighs the curvature
+    D2 = h^2 x0''/2 by the full -2 phi3; with half of it, as in the authors' code, the solver is of order 2.
+    """
+    (t, x0), *older = past
+    lam_s, lam, *lams = (schedule.half_log_snr(u).item() for u in (s, t, *(u for u, _ in older)))
+    h = lam_s - lam
+    if not older or math.isinf(h):
+        return x0
+    r0 = (lam - lams[0]) / h
+    d0 = (x0 - older[0][1]) / r0
+    if len(older) == 1:
+        return x0 + d0 / 2
+    r1 = (lams[0] - lams[1]) / h
+    d1 = (older[0][1] - older[1][1]) / r1
+    slope = d0 + (d0 - d1) * (r0 / (r0 + r1))  # h x0'(lambda_t)
+    curvature = (d0 - d1) / (r0 + r1)  # h^2 x0''(lambda_t) / 2
+    _, weight, _ = _weights(schedule, t, s, eta)
+    E = (weight / schedule(s)[0]).item()
+    H = -math.log1p(-E)
+    phi2 = 1 - E / H
+    phi3 = phi2 / H - 0.5
+    return x0 + (phi2 / E) * slope - (2 * phi3 / E) * curvature
+
+
+def final(states: Iterable[State]) -> Tensor:
+    """The last x of a sampler: runs it to the end.
+
+    Raises:
+        ValueError: the sampler yielded nothing.
+    """
+    last = deque(states, maxlen=1)
+    if not last:
+        raise ValueError("The sampler yielded no state; it needs at least two times.")
+    return last[0].x
+
+
+def sample(
+    denoiser: Any,
+    shape: tuple[int, ...],
+    *,
+    steps: int = 20,
+    sampler: Callable[..., Iterator[State]] = dpm_solver_pp,
+    grid: Callable[[Schedule, int], Tensor] = uniform,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    **cond: Any,
+) -> Tensor:
+    """Draw samples: start from N(0, I) at t = T and run `sampler` over `grid(schedule, steps)` down to t = 0.
+
+    Args:
+        denoiser: any `denoiser(x, t, **cond) -> x0_hat` with a `.schedule`; its parameters set the dtype and device.
+        shape: (B, ...), the number of samples first.
+        steps: number of steps, for most samplers also of network calls.
+        sampler: such as `ddim`; set its options with functools.partial(ddim, eta=0.5).
+        grid: makes the times, such as `uniform` or `karras`.
+        generator: source of all randomness; the same seed gives the same samples.
+        progress: show a progress bar.
+        cond: passed to the denoiser, such as y=labels of shape (B,).
+
+    Returns:
+        Samples of that shape.
+    """
+    tensors = [*denoiser.parameters(), *denoiser.buffers()] if isinstance(denoiser, nn.Module) else []
+    x = randn(tuple(shape), generator, tensors[0] if tensors else torch.empty(0))
+    if "generator" in inspect.signature(sampler).parameters:
+        cond["generator"] = generator
+    states = sampler(denoiser, x, grid(denoiser.schedule, steps), **cond)
+    return final(tqdm(states, total=steps, desc="sampling", disable=not progress))
+
+
+def _intervals(schedule: Schedule, times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs (t, s) of consecutive times, after a check."""
+    times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"times has shape {tuple(times.shape)}, but must be (steps+1,) with at least two times.")
+    if not (times.diff() < 0).all():
+        raise ValueError(
+            "times must be strictly decreasing, from noise to data; drop repeated times, flip a rising grid."
+        )
+    if not (times[0] <= schedule.T and times[-1] >= 0):
+        raise ValueError(f"times run from {times[0]:g} to {times[-1]:g}, but must stay within [0, T = {schedule.T}].")
+    return itertools.pairwise(times)
+
+
+@torch.no_grad()
+def _denoise(denoiser: Any, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+    """denoiser(x, t, **cond) without gradient and in eval mode; every module's own mode is restored."""
+    training = [m for m in denoiser.modules() if m.training] if getattr(denoiser, "training", False) else []
+    try:
+        if training:
+            denoiser.eval()
+        x0: Tensor = denoiser(x, t, **cond)
+        return x0
+    finally:
+        for module in training:
+            module.training = True
