@@ -1,0 +1,116 @@
+"""Denoisers as files: safetensors with the whole configuration in the header, so that a file alone rebuilds its denoiser.
+
+Tensors are named `net.*`, in a training checkpoint also `ema.*`, `optim.*` and `random.*`, and `schedule.log_alpha_bar`
+is the noise schedule in float64. The header names tinydiff's classes, never code.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from tinydiff.denoise import Denoiser, EpsDenoiser, VDenoiser, X0Denoiser
+from tinydiff.nets import MLP, UNet
+from tinydiff.schedule import Schedule
+
+VERSION = 1
+DENOISERS: dict[str, type[Denoiser]] = {c.__name__: c for c in (EpsDenoiser, X0Denoiser, VDenoiser)}
+NETS: dict[str, type[nn.Module]] = {c.__name__: c for c in (MLP, UNet)}
+
+
+def save(path: str | Path, denoiser: Denoiser, **info: Any) -> None:
+    """Write a denoiser, its schedule and how to rebuild both to one safetensors file, whole or not at all.
+
+    Args:
+        info: anything JSON can hold, kept in the header: how the weights were made.
+
+    Raises:
+        TypeError: a class of denoiser or network that `load` would not know.
+        OSError: the folder is missing or read-only, or the disk is full; an older file at `path` stays as it was.
+    """
+    write(Path(path), tensors_of(denoiser, "net."), header_of(denoiser) | {"info": json.dumps(info)})
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
+    """The denoiser in a file of `save`, or in a checkpoint of `train` (its average, if it kept one), in eval mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, not tinydiff's, or of a newer tinydiff.
+    """
+    header, tensors = read(Path(path))
+    weights = strip(tensors, "ema.") or strip(tensors, "net.")
+    try:
+        net = NETS[header["net"]](**json.loads(header["config"]))
+        denoiser = DENOISERS[header["denoiser"]](net, Schedule(tensors["schedule.log_alpha_bar"]))
+        net.load_state_dict(weights)
+    except KeyError as error:
+        raise ValueError(f"{path} needs {error}, which this tinydiff does not have: upgrade tinydiff.") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not fit its own description, make or fetch it again: {error}") from None
+    return denoiser.to(device).eval()
+
+
+def header_of(denoiser: Denoiser) -> dict[str, str]:
+    """The header that lets `load` rebuild the denoiser; TypeError if it could not."""
+    kind, net = type(denoiser), type(denoiser.net)
+    if DENOISERS.get(kind.__name__) is not kind or NETS.get(net.__name__) is not net:
+        raise TypeError(
+            f"A file can hold {', '.join(DENOISERS)} around {', '.join(NETS)}, not {kind.__name__} around "
+            f"{net.__name__}: keep your own classes with safetensors.torch.save_file(net.state_dict(), path)."
+        )
+    header = {"denoiser": kind.__name__, "net": net.__name__, "config": json.dumps(denoiser.net.config)}
+    return {"format": "tinydiff", "version": str(VERSION), **header}
+
+
+def tensors_of(denoiser: Denoiser, prefix: str) -> dict[str, Tensor]:
+    """The network's tensors, named with the prefix, and the schedule's table."""
+    weights = {prefix + name: value for name, value in denoiser.net.state_dict().items()}
+    return {**weights, "schedule.log_alpha_bar": denoiser.schedule.log_alpha_bar}
+
+
+def strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of one of tinydiff's files."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, f"There is no file {path}: check its name and folder, or train a model")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): make or fetch it again.") from None
+    if header.get("format") != "tinydiff":
+        raise ValueError(f"{path} is a safetensors file, but not tinydiff's: give a file written by tinydiff.save.")
+    if header.get("version") != str(VERSION):
+        raise ValueError(
+            f"{path} has format {header.get('version')}, and this tinydiff reads {VERSION}: pip install -U tinydiff."
+        )
+    return header, tensors
+
+
+def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Replace `path` in one move, so that a reader finds the old file or the new one, and either of them whole."""
+    data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        message = f"Cannot write {path} ({error.strerror}): make room, or choose a folder that exists and is yours"
+        raise OSError(error.errno, message) from None
+    finally:
+        temporary.unlink(missing_ok=True)
