@@ -37,7 +37,12 @@ class GaussianMixture:
                 f"means has shape {tuple(self.means.shape)}, but must be (K, d), K centres in d dimensions."
             )
         k = len(self.means)
-        self.stds = torch.as_tensor(stds, dtype=torch.float64).expand(k).clone()
+        self.stds = torch.as_tensor(stds, dtype=torch.float64)
+        if self.stds.shape not in ((), (k,)):
+            raise ValueError(
+                f"stds has shape {tuple(self.stds.shape)}, but there are {k} means: it must be () or ({k},)."
+            )
+        self.stds = self.stds.expand(k)
         weights = torch.ones(k) if weights is None else weights
         self.weights = torch.as_tensor(weights, dtype=torch.float64)
         if self.weights.shape != (k,):

@@ -15,11 +15,13 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     Source: Szekely & Rizzo 2013. Unit: that of x.
     """
     x, y = _pair(x, y)
-    return (2 * torch.cdist(x, y).mean() - _mean_distinct(torch.cdist(x, x)) - _mean_distinct(torch.cdist(y, y))).item()
+    return float(2 * _distances(x, y).mean() - _mean_distinct(_distances(x, x)) - _mean_distinct(_distances(y, y)))
 
 
 def mmd2(x: Tensor, y: Tensor, bandwidth: float = 0.2) -> float:
-    """Squared maximum mean discrepancy, unbiased, kernel exp(-|x - y|^2 / (2 bandwidth^2)) (Gretton et al. 2012, eq. 3).
+    """Squared maximum mean discrepancy, unbiased, kernel exp(-|x - y|^2 / (2 bandwidth^2)).
+
+    Source: Gretton et al. 2012, eq. 3.
 
     Args:
         bandwidth: length at which the kernel looks, in units of x; about the width of a mode.
@@ -27,8 +29,8 @@ def mmd2(x: Tensor, y: Tensor, bandwidth: float = 0.2) -> float:
     x, y = _pair(x, y)
     if bandwidth <= 0:
         raise ValueError(f"bandwidth = {bandwidth} must be greater than 0.")
-    k_xy, k_xx, k_yy = ((-(torch.cdist(a, b) ** 2) / (2 * bandwidth**2)).exp() for a, b in ((x, y), (x, x), (y, y)))
-    return (_mean_distinct(k_xx) + _mean_distinct(k_yy) - 2 * k_xy.mean()).item()
+    k_xy, k_xx, k_yy = ((-(_distances(*pair) ** 2) / (2 * bandwidth**2)).exp() for pair in ((x, y), (x, x), (y, y)))
+    return float(_mean_distinct(k_xx) + _mean_distinct(k_yy) - 2 * k_xy.mean())
 
 
 def wasserstein2(x: Tensor, y: Tensor) -> float:
@@ -39,7 +41,7 @@ def wasserstein2(x: Tensor, y: Tensor) -> float:
     """
     x, y = _pair(x, y)
     _same_size(x, y)
-    cost = torch.cdist(x, y).square().cpu().numpy()
+    cost = _distances(x, y).square().cpu().numpy()
     return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
 
 
@@ -56,12 +58,12 @@ def sliced_wasserstein(
     _same_size(x, y)
     u = torch.randn(x.shape[1], projections, generator=generator, dtype=x.dtype).to(x.device)
     u = u / u.norm(dim=0)
-    return ((x @ u).sort(0).values - (y @ u).sort(0).values).square().mean().sqrt().item()
+    return float(((x @ u).sort(0).values - (y @ u).sort(0).values).square().mean().sqrt())
 
 
 def mode_counts(x: Tensor, means: Tensor) -> Tensor:
     """How many points of x (N, d) lie nearest to each of the means (K, d): (K,) int64."""
-    return torch.bincount(torch.cdist(*_pair(x, means)).argmin(1), minlength=len(means))
+    return torch.bincount(_distances(*_pair(x, means)).argmin(1), minlength=len(means))
 
 
 def mode_stds(x: Tensor, means: Tensor) -> Tensor:
@@ -69,10 +71,14 @@ def mode_stds(x: Tensor, means: Tensor) -> Tensor:
 
     For samples of a mixture with well-separated N(m_k, s_k^2 I) this estimates s_k; nan where a mean has no point.
     """
-    distance, nearest = torch.cdist(*_pair(x, means)).min(1)
+    distance, nearest = _distances(*_pair(x, means)).min(1)
     total = torch.zeros(len(means), dtype=distance.dtype, device=distance.device)
     total.index_add_(0, nearest, distance.square())
     return (total / (mode_counts(x, means) * x.shape[1])).sqrt()
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # the product form loses short distances
 
 
 def _mean_distinct(matrix: Tensor) -> Tensor:

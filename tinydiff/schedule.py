@@ -19,7 +19,8 @@ def match(value: Tensor, like: Tensor) -> Tensor:
 
 def float64(value: Tensor | float) -> Tensor:
     """`value` in float64, on the CPU if its device has no such type."""
-    value = torch.as_tensor(value)
+    if not isinstance(value, Tensor):  # a Python number: through float32 it would lose digits
+        return torch.as_tensor(value, dtype=torch.float64)
     return (value.cpu() if value.device.type == "mps" else value).to(torch.float64)
 
 

@@ -1,0 +1,27 @@
+"""Shared worlds: schedules and a mixture whose denoiser is exact, all in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import tinydiff as td
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another; pytest-xdist uses the other cores
+
+SCHEDULES = {"linear": td.linear(), "cosine": td.cosine(), "sigmoid": td.sigmoid(), "short": td.linear(50)}
+
+
+@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES.keys())
+def schedule(request: pytest.FixtureRequest) -> td.Schedule:
+    return request.param
+
+
+@pytest.fixture
+def mixture() -> td.GaussianMixture:
+    """Three separate, unequal components in the plane."""
+    means = torch.tensor([[-0.6, -0.3], [0.7, -0.2], [0.1, 0.8]], dtype=torch.float64)
+    return td.GaussianMixture(means, [0.10, 0.20, 0.05], [0.5, 0.3, 0.2])
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))

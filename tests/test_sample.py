@@ -1,0 +1,323 @@
+"""Samplers against exact flows, exact integrals, each other, and their own contract."""
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import normal
+from torch import Tensor, nn
+
+import tinydiff as td
+
+f64 = torch.float64
+
+# What each solver claims: the global order of convergence on the probability-flow ODE.
+ORDERS = [
+    (td.ddim, {}, 1),
+    (td.dpm_solver_pp, {"order": 1}, 1),
+    (td.dpm_solver_pp, {"order": 2}, 2),
+    (td.dpm_solver_pp, {"order": 3}, 3),
+]
+SAMPLERS = [(td.ddpm, {}), (td.ddim, {"eta": 0.4}), *((s, options) for s, options, _ in ORDERS)]
+
+
+def log_snr_times(schedule: td.Schedule, steps: int, last: float = 1.0) -> Tensor:
+    """Evenly spaced in lambda from T to `last` > 0, where orders can be measured."""
+    ends = schedule.half_log_snr(torch.tensor([schedule.T, last], dtype=f64))
+    times = schedule.time(torch.linspace(0, 1, steps + 1, dtype=f64) * ends.diff() + ends[0])
+    times[0] = schedule.T
+    return times
+
+
+def slope(h: list[float], errors: list[float]) -> float:
+    """Least-squares slope of log error on log h."""
+    x, y = torch.tensor(h, dtype=f64).log(), torch.tensor(errors, dtype=f64).log()
+    x, y = x - x.mean(), y - y.mean()
+    return ((x * y).sum() / (x * x).sum()).item()
+
+
+class Prescribed:
+    """A denoiser that ignores x and says x0_hat = sin(lambda): integrals of it are exact."""
+
+    def __init__(self, schedule: td.Schedule) -> None:
+        self.schedule = schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.schedule.half_log_snr(t).sin().expand_as(x)
+
+
+# --- convergence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sampler", "options", "order"), ORDERS)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_local_order_against_the_exact_integral(sampler, options, order: int, eta: float) -> None:
+    """One step with full history against the integral of sin(lambda) over it; local order is global order + 1.
+
+    With k = 1 + eta (1 for the ODE, 2 for the SDE): x_s = (sigma_s/sigma_t) e^{-(k-1)h} x + noise
+    + alpha_s int k e^{-k (lambda_s - lambda)} sin(lambda) dlambda, and the integral is elementary.
+    """
+    schedule, k = td.linear(), 1 + eta
+    hs, errors = [0.08, 0.04, 0.02, 0.01], []
+    for h in hs:
+        lam = torch.arange(order + 1, dtype=f64) * h - 0.3
+        times = schedule.time(lam)
+        generator = torch.Generator().manual_seed(0)
+        x = normal(1, 2, seed=1)
+        states = [
+            td.State(times[0], x, x),
+            *sampler(Prescribed(schedule), x, times, eta=eta, generator=generator, **options),
+        ]
+        x_t, x_s = states[-2].x, states[-1].x
+        (_, sigma_t), (alpha_s, sigma_s) = schedule(times[-2]), schedule(times[-1])
+        primitive = lambda u, end=lam[-1]: k * (k * u.sin() - u.cos()) / (k * k + 1) * (-k * (end - u)).exp()  # noqa: E731
+        exact = sigma_s / sigma_t * math.exp(-(k - 1) * h) * x_t + alpha_s * (primitive(lam[-1]) - primitive(lam[-2]))
+        if eta:
+            replay = torch.Generator().manual_seed(0)
+            z = [torch.randn(1, 2, generator=replay, dtype=f64) for _ in states[1:]][-1]
+            exact = exact + sigma_s * math.sqrt(1 - math.exp(-2 * h)) * z
+        errors.append((x_s - exact).abs().max().item())
+    assert slope(hs, errors) - 1 == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize(("sampler", "options", "order"), [o for o in ORDERS if o[2] < 3])
+def test_global_order_against_the_exact_flow(sampler, options, order: int) -> None:
+    """Error against the closed-form ODE flow of one Gaussian, regressed on the step."""
+    schedule, (m, s) = td.linear(), (0.6, 0.3)
+    denoiser = td.GaussianMixture(torch.tensor([[m, -m]], dtype=f64), s).denoiser(schedule)
+    x, errors, counts = normal(64, 2), [], [40, 80, 160, 320]
+    for n in counts:
+        times = log_snr_times(schedule, n)
+        exact = td.gaussian_flow(schedule, torch.tensor([m, -m], dtype=f64), s, x, times[0], times[-1])
+        errors.append((td.final(sampler(denoiser, x, times, **options)) - exact).abs().mean().item())
+    assert slope([1 / n for n in counts], errors) == pytest.approx(order, abs=0.15)
+
+
+def test_third_order_beats_second_on_the_mixture(mixture: td.GaussianMixture) -> None:
+    """Global order 3 on a non-linear world down to t = 30, against a reference of many third-order steps."""
+    schedule = td.linear()
+    denoiser, x = mixture.denoiser(schedule), normal(32, 2)
+    run = lambda n, order: td.final(td.dpm_solver_pp(denoiser, x, log_snr_times(schedule, n, 30.0), order=order))  # noqa: E731
+    reference, counts = run(1200, 3), [75, 150, 300]
+    median = lambda n, order: (run(n, order) - reference).abs().median().item()  # noqa: E731
+    assert slope([1 / n for n in counts], [median(n, 3) for n in counts]) > 2.7
+    assert median(300, 3) < median(300, 2) / 5
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("grid", [td.uniform, td.karras, td.uniform_log_snr])
+def test_last_step_to_zero_returns_the_denoisers_x0(order: int, eta: float, grid, mixture: td.GaussianMixture) -> None:
+    schedule = td.linear()
+    states = list(
+        td.dpm_solver_pp(
+            mixture.denoiser(schedule),
+            normal(8, 2),
+            grid(schedule, 6),
+            order=order,
+            eta=eta,
+            generator=torch.Generator().manual_seed(1),
+        )
+    )
+    assert torch.isfinite(states[-1].x).all()
+    torch.testing.assert_close(states[-1].x, states[-1].x0, rtol=1e-12, atol=1e-12)
+    assert states[-1].t == 0
+
+
+# --- identities and moments ------------------------------------------------------------------------------------------
+
+
+def test_step_at_eta_1_draws_from_the_posterior(schedule: td.Schedule) -> None:
+    x, x0 = normal(3, 2, 4, 3, seed=1), normal(3, 2, 4, 3, seed=2)
+    t = torch.tensor([1.0, schedule.T / 2, schedule.T])
+    s = torch.tensor([0.0, schedule.T / 3, schedule.T - 1.0])
+    mean, var = td.q_posterior(schedule, x0, x, t, s)
+    x_s = td.step(schedule, x, x0, t, s, eta=1.0, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(x_s, mean + var.sqrt() * normal(3, 2, 4, 3, seed=3), rtol=1e-9, atol=1e-12)
+
+
+def test_step_at_eta_0_keeps_the_noise(schedule: td.Schedule) -> None:
+    """A point made of x0 and eps at t is made of the same two at s."""
+    x0, eps = normal(4, 3, seed=1), normal(4, 3, seed=2)
+    t, s = schedule.T * 0.8, schedule.T * 0.3
+    x_t, x_s = (td.q_sample(schedule, x0, u, noise=eps) for u in (t, s))
+    torch.testing.assert_close(td.step(schedule, x_t, x0, t, s), x_s, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_step_keeps_the_marginal(eta: float, schedule: td.Schedule) -> None:
+    """For given x0, x_t ~ q(x_t|x0) goes to x_s ~ q(x_s|x0): mean and variance, whatever eta (DDIM, lemma 1)."""
+    n, t, s = 200_000, schedule.T * 0.7, schedule.T * 0.4
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.full((n, 1), 0.8, dtype=f64)
+    x_s = td.step(schedule, td.q_sample(schedule, x0, t, generator=generator), x0, t, s, eta, generator)
+    alpha, sigma = schedule(s)
+    assert x_s.mean().item() == pytest.approx(0.8 * alpha.item(), abs=5 * sigma.item() / math.sqrt(n))
+    assert x_s.std().item() == pytest.approx(sigma.item(), rel=5 / math.sqrt(2 * n))
+
+
+def test_ancestral_sampling_of_unit_gaussian_loses_the_known_variance() -> None:
+    """N(0, 1) data and the exact x0_hat = alpha x: each step leaves x_s = a x + noise, a = alpha_t/alpha_s, of variance
+    beta-tilde = (1 - a^2) sigma_s^2/sigma_t^2 where 1 - a^2 would keep the variance at 1. 0.71 is left."""
+    schedule = td.linear()
+    variance, alpha_bar = 1.0, schedule.alpha_bar[::50].flip(0).tolist()
+    for ab_t, ab_s in itertools.pairwise(alpha_bar):
+        variance = ab_t / ab_s * variance + (1 - ab_t / ab_s) * (1 - ab_s) / (1 - ab_t)
+    assert variance == pytest.approx(0.71, abs=0.005)
+    denoiser = td.GaussianMixture(torch.zeros(1, 1, dtype=f64), 1.0).denoiser(schedule)
+    x = normal(100_000, 1)
+    out = td.final(td.ddpm(denoiser, x, td.uniform(schedule, 20), generator=torch.Generator().manual_seed(1)))
+    assert out.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / 100_000))
+
+
+def test_identities(mixture: td.GaussianMixture) -> None:
+    schedule = td.linear()
+    denoiser, x, times = mixture.denoiser(schedule), normal(16, 2), td.uniform(schedule, 12)
+    run = lambda sampler, **options: td.final(  # noqa: E731
+        sampler(denoiser, x, times, generator=torch.Generator().manual_seed(5), **options)
+    )
+    assert torch.equal(run(td.ddpm), run(td.ddim, eta=1.0))
+    assert torch.equal(run(td.dpm_solver_pp, order=1), run(td.ddim))
+    assert torch.equal(run(td.dpm_solver_pp, order=1, eta=1.0), run(td.ddpm))
+    assert not torch.allclose(run(td.dpm_solver_pp, order=2), run(td.ddim), atol=1e-3)
+
+
+def test_per_sample_times_equal_a_loop() -> None:
+    schedule, x, x0 = td.linear(), normal(3, 2, 4, 3, seed=1), normal(3, 2, 4, 3, seed=2)
+    t, s = torch.tensor([1000.0, 500.5, 2.0]), torch.tensor([900.0, 1.0, 0.0])
+    together = td.step(schedule, x, x0, t, s)
+    alone = torch.cat([td.step(schedule, x[i : i + 1], x0[i : i + 1], t[i], s[i]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-13, atol=0)
+
+
+# --- the contract ----------------------------------------------------------------------------------------------------
+
+
+class Dropout(nn.Module):
+    """A network whose answer differs in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.frozen = nn.BatchNorm1d(2).eval()
+        self.calls = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        assert not torch.is_grad_enabled()
+        return self.frozen(self.drop(x)) * 0.5
+
+
+@pytest.mark.parametrize(("sampler", "options"), SAMPLERS)
+def test_samplers_run_in_eval_mode_once_a_step_and_restore_the_mode(sampler, options) -> None:
+    denoiser = td.VDenoiser(Dropout(), td.linear()).train()
+    denoiser.net.frozen.eval()
+    x, times = normal(5, 2, dtype=torch.float32), td.uniform(denoiser.schedule, 7)
+    with torch.enable_grad():
+        runs = [td.final(sampler(denoiser, x, times, **generators(sampler), **options)) for _ in range(2)]
+    assert torch.equal(*runs)
+    assert denoiser.net.calls == 2 * 7
+    assert denoiser.training
+    assert denoiser.net.drop.training
+    assert not denoiser.net.frozen.training, "a part the caller froze must stay frozen"
+    assert not runs[0].requires_grad
+
+
+def generators(sampler) -> dict[str, torch.Generator]:
+    accepts = "generator" in inspect.signature(sampler).parameters
+    return {"generator": torch.Generator().manual_seed(7)} if accepts else {}
+
+
+@pytest.mark.parametrize(("sampler", "options"), SAMPLERS)
+def test_samplers_yield_a_state_a_step_and_leave_the_global_rng_alone(sampler, options, mixture) -> None:
+    schedule = td.linear()
+    x, times = normal(4, 2, dtype=torch.float32), td.uniform(schedule, 5)
+    before, kept = torch.get_rng_state(), x.clone()
+    states = sampler(mixture.denoiser(schedule), x, times, **generators(sampler), **options)
+    assert isinstance(states, Iterator)
+    states = list(states)
+    assert torch.equal(torch.stack([s.t for s in states]), times[1:])
+    assert all(s.x.shape == s.x0.shape == (4, 2) and s.x.dtype == torch.float32 for s in states)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(x, kept), "the caller's noise must not be overwritten"
+
+
+@pytest.mark.parametrize(("eta", "draws"), [(0.0, 0), (0.5, 4), (1.0, 4)])
+@pytest.mark.parametrize("sampler", [td.ddim, td.dpm_solver_pp])
+def test_one_draw_per_noisy_step(sampler, eta: float, draws: int, mixture: td.GaussianMixture) -> None:
+    """Five steps, the last to t = 0 where no noise is added."""
+    schedule, generator = td.linear(), torch.Generator().manual_seed(2)
+    td.final(sampler(mixture.denoiser(schedule), normal(3, 2), td.uniform(schedule, 5), eta=eta, generator=generator))
+    replay = torch.Generator().manual_seed(2)
+    for _ in range(draws):
+        torch.randn(3, 2, generator=replay, dtype=f64)
+    assert torch.equal(generator.get_state(), replay.get_state())
+
+
+def test_history_does_not_survive_a_run(mixture: td.GaussianMixture) -> None:
+    schedule = td.linear()
+    denoiser, x, times = mixture.denoiser(schedule), normal(4, 2), td.uniform(schedule, 6)
+    first = td.dpm_solver_pp(denoiser, x, times, order=3)
+    next(first), next(first)  # abandoned half way
+    runs = [td.final(td.dpm_solver_pp(denoiser, x, times, order=3)) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+def test_sample_is_noise_through_the_sampler(mixture: td.GaussianMixture) -> None:
+    schedule = td.linear()
+    denoiser = mixture.denoiser(schedule)
+    y = torch.tensor([0, 1, 2, 2])
+    x = td.sample(denoiser, (4, 2), steps=9, sampler=td.ddpm, generator=torch.Generator().manual_seed(4), y=y)
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.randn(4, 2, generator=generator)
+    expected = td.final(td.ddpm(denoiser, noise, td.uniform(schedule, 9), generator=generator, y=y))
+    assert torch.equal(x, expected)
+
+
+def test_sample_follows_the_networks_dtype_and_defaults_to_2m() -> None:
+    denoiser = td.VDenoiser(nn.Sequential(), td.linear())
+    denoiser.net = _Scale().double()
+    x = td.sample(denoiser, (3, 2), generator=torch.Generator().manual_seed(0))
+    assert x.dtype == f64
+    states = td.dpm_solver_pp(denoiser, normal(3, 2), td.uniform(denoiser.schedule, 20), order=2)
+    assert torch.equal(x, td.final(states))
+
+
+class _Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.weight * x
+
+
+def test_samples_of_the_mixture_are_the_mixture(mixture: td.GaussianMixture) -> None:
+    """25 steps of 2M with the exact denoiser: energy distance to real samples near the floor of two real sets."""
+    from tinydiff.metrics import energy_distance
+
+    schedule, generator = td.linear(), torch.Generator().manual_seed(0)
+    real, other = mixture.sample(3000, generator), mixture.sample(3000, generator)
+    ours = td.final(td.dpm_solver_pp(mixture.denoiser(schedule), normal(3000, 2, seed=9), td.uniform(schedule, 25)))
+    assert energy_distance(ours, real) < 0.004 + energy_distance(other, real)
+    assert energy_distance(0.9 * ours, real) > 0.004 + energy_distance(other, real)  # the bound sees 10 % shrinkage
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d, x: td.ddim(d, x, torch.tensor([5.0, 5.0, 0.0])), "strictly decreasing"),
+        (lambda d, x: td.ddim(d, x, torch.tensor([0.0, 500.0])), "strictly decreasing"),
+        (lambda d, x: td.ddim(d, x, torch.tensor([1001.0, 0.0])), r"within \[0, T = 1000\]"),
+        (lambda d, x: td.ddim(d, x, torch.tensor([1000.0])), "at least two times"),
+        (lambda d, x: td.ddim(d, x, torch.tensor([1000.0, 0.0]), eta=1.5), "eta = 1.5 must lie between 0"),
+        (lambda d, x: td.dpm_solver_pp(d, x, torch.tensor([1000.0, 0.0]), order=4), "order = 4 must be 1, 2 or 3"),
+        (lambda d, x: iter(()), "yielded no state"),
+    ],
+)
+def test_bad_input_names_value_and_rule(call, message: str, mixture: td.GaussianMixture) -> None:
+    with pytest.raises(ValueError, match=message):
+        td.final(call(mixture.denoiser(td.linear()), normal(2, 2)))
