@@ -32,7 +32,8 @@ def explore(
         sliders: name=values, such as t=range(0, 1001, 10) or steps=[1, 2, 5, 10].
 
     Returns:
-        A widget; leave it on the last line of a cell. Arrow keys, Home and End move a slider that has the focus.
+        A widget; leave it on the last line of a cell. Arrow keys, Home and End move a slider that has the focus. Where
+        no kernel runs, `alt` stands in for it.
 
     Raises:
         ValueError: alt is empty, there is no slider, or a slider has no values or not the one to start with.
@@ -58,7 +59,18 @@ def explore(
     image.value = frame(*(slider.value for slider in controls.values()))
     for slider in controls.values():
         slider.observe(update, names="value")
-    return ipywidgets.VBox([*controls.values(), message, image])
+    box = _Box([*controls.values(), message, image])
+    box.text = f"[slider: {', '.join(controls)}] {alt}"
+    return box
+
+
+class _Box(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
+    """A VBox that prints as its text."""
+
+    text = ""
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def _slider(name: str, values: list[Any], start: Any) -> ipywidgets.SelectionSlider:
