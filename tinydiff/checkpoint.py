@@ -28,13 +28,13 @@ def save(path: str | Path, denoiser: Denoiser, **info: Any) -> None:
     """Write a denoiser, its schedule and how to rebuild both to one safetensors file, whole or not at all.
 
     Args:
-        info: anything JSON can hold, kept in the header: how the weights were made.
+        info: added to `denoiser.info` in the header; anything JSON can hold.
 
     Raises:
         TypeError: a class of denoiser or network that `load` would not know.
         OSError: the folder is missing or read-only, or the disk is full; an older file at `path` stays as it was.
     """
-    write(Path(path), tensors_of(denoiser, "net."), header_of(denoiser) | {"info": json.dumps(info)})
+    write(Path(path), tensors_of(denoiser, "net."), header_of(denoiser) | {"info": json.dumps(denoiser.info | info)})
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
@@ -50,6 +50,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
         net = NETS[header["net"]](**json.loads(header["config"]))
         denoiser = DENOISERS[header["denoiser"]](net, Schedule(tensors["schedule.log_alpha_bar"]))
         net.load_state_dict(weights)
+        denoiser.info = json.loads(header.get("info", "{}"))
     except KeyError as error:
         raise ValueError(f"{path} needs {error}, which this tinydiff does not have: upgrade tinydiff.") from None
     except (TypeError, ValueError, RuntimeError) as error:

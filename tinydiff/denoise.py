@@ -16,12 +16,15 @@ class Denoiser(nn.Module):
     Args:
         net: called as `net(x, t, **cond)` with t of shape (B,), returns a tensor shaped like x.
         schedule: relates t to (alpha_t, sigma_t).
+
+    `info` is a dict of anything JSON can hold, kept by `save` and given back by `load`: how the weights were made.
     """
 
     def __init__(self, net: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.net = net
         self.schedule = schedule
+        self.info: dict[str, Any] = {}
 
     def forward(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """x0_hat, shaped like x (B, ...), for t of shape () or (B,) in [0, T]."""

@@ -132,7 +132,7 @@ def from_betas(betas: Tensor) -> Schedule:
 
 
 def _from_curve(alpha_bar: Callable[[Tensor], Tensor], T: int) -> Schedule:
-    """The schedule through alpha_bar(u), u = t/T, with beta <= 0.999 so that the last step stays finite."""
+    """The schedule along alpha_bar(u)/alpha_bar(0), u = t/T, with beta <= 0.999 so that the last step stays finite."""
     curve = alpha_bar(torch.linspace(0, 1, _steps(T, "T") + 1, dtype=torch.float64))
     return from_betas((1 - curve[1:] / curve[:-1]).clamp(max=0.999))
 
@@ -160,8 +160,8 @@ def cosine(T: int = 1000) -> Schedule:
 
 def sigmoid(T: int = 1000) -> Schedule:
     """alpha_bar_t = (s(3) - s(6t/T - 3)) / (s(3) - s(-3)), s logistic, beta <= 0.999 (Jabri et al. 2022)."""
-    low, high = torch.sigmoid(torch.tensor([-3.0, 3.0], dtype=torch.float64))
-    return _from_curve(lambda u: (high - torch.sigmoid(6 * u - 3)) / (high - low), T)
+    high = torch.sigmoid(torch.tensor(3.0, dtype=torch.float64))
+    return _from_curve(lambda u: high - torch.sigmoid(6 * u - 3), T)
 
 
 def uniform(schedule: Schedule, steps: int) -> Tensor:

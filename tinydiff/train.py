@@ -206,7 +206,7 @@ def _save(
     tensors = {f"optim.{i}.{name}": value for i, state in moments for name, value in state.items()}
     averaged = {} if ema is None else tensors_of(ema.denoiser, "ema.")
     training = asdict(now) | {"updates": 0 if ema is None else ema.updates}
-    header = header_of(denoiser) | {"training": json.dumps(training)}
+    header = header_of(denoiser) | {"info": json.dumps(denoiser.info), "training": json.dumps(training)}
     write(path, tensors_of(denoiser, "net.") | averaged | tensors | random, header)
 
 

@@ -1,0 +1,190 @@
+"""The command as a user meets it: real runs on real digits, mistakes, Ctrl-C."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tinydiff as td
+from tinydiff import cli
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on the digits, made once."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    assert cli.main(["train", "digits", "--steps", "12", "--batch", "16", "--out", str(out), "--device", "cpu"]) == 0
+    return out
+
+
+def test_train_leaves_a_complete_run_folder(trained: Path) -> None:
+    assert json.loads((trained / "run.json").read_text())["data"] == "digits"
+    rows = list(csv.DictReader((trained / "log.csv").open()))
+    assert rows[-1]["step"] == "12"
+    assert 0 < float(rows[-1]["loss"]) < 3
+    assert Image.open(trained / "samples.png").size == (10 * 57 - 1, 8 * 57 - 1)  # 80 digits of 8x8, 7 times enlarged
+    denoiser = td.load(trained / "checkpoint.safetensors")
+    assert denoiser.info["shape"] == [1, 8, 8]
+    assert denoiser.info["classes"] == 10
+
+
+def test_the_same_command_goes_on_and_another_is_refused(trained: Path, capsys, tmp_path: Path) -> None:
+    command = ["train", "digits", "--batch", "16", "--device", "cpu"]
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    assert cli.main([*command, "--steps", "12", "--out", str(copy)]) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert (copy / "checkpoint.safetensors").read_bytes() == (trained / "checkpoint.safetensors").read_bytes()
+    assert cli.main([*command, "--steps", "13", "--out", str(copy)]) == 2
+    assert "holds a run with steps = 12, and this one has 13" in capsys.readouterr().err
+
+
+def test_the_same_seed_trains_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    for seed, same in (("0", True), ("1", False)):
+        out = tmp_path / seed
+        options = ["--steps", "12", "--batch", "16", "--out", str(out), "--device", "cpu", "--seed", seed]
+        assert cli.main(["train", "digits", *options]) == 0
+        a, b = (td.load(folder / "checkpoint.safetensors").net.state_dict() for folder in (trained, out))
+        assert all(torch.equal(a[k], b[k]) for k in a) is same
+
+
+def test_sample_writes_pictures_and_arrays_of_the_asked_kind(trained: Path, tmp_path: Path) -> None:
+    checkpoint = str(trained / "checkpoint.safetensors")
+    array, again, other = (tmp_path / name for name in ("a.npy", "b.npy", "c.npy"))
+    for out, seed in ((array, "3"), (again, "3"), (other, "4")):
+        options = ["--n", "5", "--steps", "3", "--label", "7", "--out", str(out), "--seed", seed]
+        assert cli.main(["sample", checkpoint, *options]) == 0
+    assert np.load(array).shape == (5, 1, 8, 8)
+    assert np.array_equal(np.load(array), np.load(again))
+    assert not np.array_equal(np.load(array), np.load(other))
+
+    denoiser, generator = td.load(checkpoint), torch.Generator().manual_seed(3)
+    expected = td.sample(denoiser, (5, 1, 8, 8), steps=3, generator=generator, y=torch.full((5,), 7))
+    assert np.array_equal(np.load(array), expected.numpy())
+
+    picture = tmp_path / "grid.png"
+    assert (
+        cli.main(["sample", checkpoint, "--n", "20", "--sampler", "ddpm", "--steps", "2", "--out", str(picture)]) == 0
+    )
+    assert Image.open(picture).size == (10 * 57 - 1, 2 * 57 - 1)
+
+
+def test_toys_train_and_draw_a_cloud(tmp_path: Path) -> None:
+    out = tmp_path / "moons"
+    assert cli.main(["train", "toy", "moons", "--steps", "3", "--out", str(out)]) == 0
+    assert Image.open(out / "samples.png").size == (512, 512)
+
+
+@pytest.mark.parametrize("name", ["smiley", "digits"])
+def test_data_draws_a_set(name: str, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "set.png"
+    assert cli.main(["data", name, "--out", str(out)]) == 0
+    assert np.asarray(Image.open(out)).std() > 10
+    assert "drawn in" in capsys.readouterr().out
+
+
+def test_data_lists_the_sets(capsys) -> None:
+    assert cli.main(["data"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("moons", "smiley", "digits", "mnist"))
+
+
+def test_doctor_passes_here_and_fails_where_sampling_is_broken(capsys, monkeypatch) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "ok     sampling" in capsys.readouterr().out
+    monkeypatch.setattr(td, "dpm_solver_pp", lambda denoiser, x, times: iter([td.State(times[-1], x, x)]))
+    assert cli.main(["doctor"]) == 1
+    assert "FAILED sampling" in capsys.readouterr().out
+
+
+def test_lessons_are_copied_once_and_edits_are_kept(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "mine"
+    assert cli.main(["lessons", str(folder), "--no-launch"]) == 0
+    notebooks = sorted(folder.glob("*.ipynb"))
+    assert [n.stem[:2] for n in notebooks][:4] == ["00", "01", "02", "03"]
+    notebooks[0].write_text("my notes")
+    notebooks[1].unlink()
+    assert cli.main(["lessons", str(folder), "--no-launch"]) == 0
+    assert notebooks[0].read_text() == "my notes"
+    assert notebooks[1].exists()
+    assert "1 lessons copied" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train toy", "toy needs a name: tinydiff train toy moons"),
+        ("train toy mooons", "did you mean 'moons'"),
+        ("train digits moons", "digits takes no name, but 'moons' was given"),
+        ("train digits --steps 0", "--steps 0 must be greater than 0"),
+        ("train digits --minutes -1", "--minutes -1 must be greater than 0"),
+        ("sample nowhere.safetensors", "There is no file nowhere.safetensors"),
+        ("sample x.safetensors --out x.gif", "--out x.gif must end in .png"),
+        ("sample x.safetensors --steps 0", "--steps 0 must be at least 1"),
+        ("data moon", "did you mean 'moons'"),
+        ("train digits --steps 1 --out pyproject.toml", "pyproject.toml"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(command: str, message: str, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    assert cli.main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("tinydiff: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [("--label 10", "label 10 is none of"), ("--device cuda", "not available")]
+)
+def test_mistakes_with_a_checkpoint(option: str, message: str, trained: Path, capsys, tmp_path: Path) -> None:
+    if "cuda" in option and torch.cuda.is_available():
+        option, message = "--device mps", "not available"
+    assert cli.main(["sample", str(trained / "checkpoint.safetensors"), *option.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((trained / "checkpoint.safetensors").read_bytes()[:-1000])
+    assert cli.main(["sample", str(damaged)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["trian"])
+    assert stop.value.code == 2
+    for command in ("train", "sample", "data", "demo", "doctor", "lessons"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"  tinydiff {command}" in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console")
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "tinydiff", "train", "toy", "rings", "--steps", "100000", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, deadline = out / "log.csv", time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 0) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "nothing is lost" in error
+    assert "Traceback" not in error
+    assert not list(out.glob("*.tmp"))
+    denoiser = td.load(out / "checkpoint.safetensors")
+    assert torch.isfinite(td.sample(denoiser, (4, 2), steps=3)).all()

@@ -1,0 +1,177 @@
+"""A run folder: run.json, log.csv, samples.png and checkpoint.safetensors, made by one recipe for each kind of data."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import tinydiff as td
+from tinydiff import plot
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a kind of data is trained: measured defaults."""
+
+    denoiser: Callable[[int], td.Denoiser]  # of the number of classes
+    batch: int
+    lr: float
+    decay: float  # of the EMA
+    minutes: float
+
+
+RECIPES = {
+    "toy": Recipe(lambda k: td.VDenoiser(td.MLP(classes=k), td.linear()), 1024, 2e-3, 0.995, minutes=0.5),
+    "digits": Recipe(lambda k: td.VDenoiser(td.UNet(patch=1, classes=k), td.cosine()), 128, 2e-3, 0.995, minutes=1.2),
+    "mnist": Recipe(lambda k: td.VDenoiser(td.UNet(patch=2, classes=k), td.cosine()), 128, 2e-3, 0.999, minutes=10),
+}
+
+
+def load_data(name: str) -> tuple[Tensor, Tensor]:
+    """(x, y) of a toy set (50,000 points), "digits" or "mnist"."""
+    if name in ("digits", "mnist"):
+        return td.digits() if name == "digits" else td.mnist()
+    return td.toy(name, 50_000, torch.Generator().manual_seed(0))
+
+
+def train(
+    name: str,
+    out: Path,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    steps: int | None = None,
+    minutes: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+) -> td.Denoiser:
+    """Train on the data set `name` into the folder `out`, or go on with the run that lies there.
+
+    Shows a progress bar; writes log.csv every second of training, samples.png at 5, 10, 20, 40, ... seconds and at the
+    end, and the checkpoint every minute, at the end and when stopped. Returns the averaged denoiser.
+
+    Raises:
+        ValueError: the name is unknown, or the folder holds another run.
+    """
+    recipe = RECIPES.get(name, RECIPES["toy"])
+    minutes = None if steps else minutes or recipe.minutes
+    settings: dict[str, Any] = {"data": name, "seed": seed, "steps": steps, "minutes": minutes}
+    settings |= {"batch": batch or recipe.batch, "lr": lr or recipe.lr}
+    x, y = load_data(name)
+    classes = int(y.max()) + 1
+    _claim(out, settings)
+
+    torch.manual_seed(seed)  # the initial weights and label dropout; all else comes from the generator
+    generator = torch.Generator().manual_seed(seed)
+    denoiser = recipe.denoiser(classes).to(device)
+    denoiser.info = settings | {"shape": list(x.shape[1:]), "classes": classes}
+    ema = td.EMA(denoiser, recipe.decay)
+    checkpoint = out / "checkpoint.safetensors"
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    print(f"{name}: {len(x):,} samples of shape {tuple(x.shape[1:])}; {parameters:,} parameters on {device}")
+    if checkpoint.exists():
+        print(f"going on from {checkpoint}")
+    steps_of_training = td.train(
+        denoiser,
+        td.batches(x.to(device), y.to(device), size=settings["batch"], generator=generator),
+        ema=ema,
+        steps=steps,
+        seconds=None if minutes is None else 60 * minutes,
+        lr=settings["lr"],
+        generator=generator,
+        checkpoint=checkpoint,
+    )
+    with closing(steps_of_training):  # Ctrl-C between two steps writes the checkpoint, too
+        _follow(steps_of_training, ema, out, steps, minutes)
+    picture(ema.denoiser, out / "samples.png")
+    return ema.denoiser
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make the run folder, or make sure that the run there is the same one."""
+    record = out / "run.json"
+    if not record.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(settings, indent=2) + "\n")
+        return
+    theirs = json.loads(record.read_text())
+    for name, ours in settings.items():
+        if theirs.get(name) != ours:
+            raise ValueError(
+                f"{out} holds a run with {name} = {theirs.get(name)}, and this one has {ours}: choose another folder "
+                "with --out, or delete that one."
+            )
+
+
+def _follow(states: Iterator[td.Progress], ema: td.EMA, out: Path, steps: int | None, minutes: float | None) -> None:
+    """The progress bar, the log and the previews."""
+    log_path = out / "log.csv"
+    fresh, smooth, logged, preview = not log_path.exists(), None, 0.0, 5.0
+    total, unit = (steps, "step") if steps else (round(60 * (minutes or 0)), "s")
+    with open(log_path, "a", newline="") as file, tqdm(desc="training", total=total, unit=unit) as bar:
+        log = csv.writer(file)
+        if fresh:
+            log.writerow(["step", "seconds", "loss", "lr", "samples_per_second"])
+        for p in states:
+            smooth = p.loss if smooth is None else 0.98 * smooth + 0.02 * p.loss
+            bar.update((p.step if steps else min(round(p.seconds), total or 0)) - bar.n)
+            if p.seconds - logged >= 1 or p.fraction == 1:
+                log.writerow([p.step, f"{p.seconds:.1f}", f"{smooth:.5f}", f"{p.lr:.2e}", f"{p.images_per_second:.0f}"])
+                bar.set_postfix_str(f"loss {smooth:.3f}, {p.images_per_second:.0f} samples/s")
+                logged = p.seconds
+            if p.seconds >= preview:
+                picture(ema.denoiser, out / "samples.png")
+                preview = 2 * p.seconds
+
+
+def draw(
+    denoiser: td.Denoiser,
+    n: int,
+    *,
+    steps: int = 20,
+    sampler: Callable[..., Iterator[td.State]] = td.dpm_solver_pp,
+    seed: int = 0,
+    label: int | None = None,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """n samples of a run's denoiser and their labels on the CPU: 0, 1, 2, ... in turn, unless one label is given.
+
+    Raises:
+        ValueError: the checkpoint was not made by a run, or has no such label.
+    """
+    shape, classes = denoiser.info.get("shape"), denoiser.info.get("classes", 0)
+    if shape is None:
+        raise ValueError("This checkpoint does not say what shape its samples have: make it with tinydiff train.")
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"label {label} is none of this model's classes 0..{classes - 1}.")
+    y = torch.arange(n) % classes if label is None else torch.full((n,), label)
+    device = next(denoiser.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    x = td.sample(
+        denoiser,
+        (n, *shape),
+        steps=steps,
+        sampler=sampler,
+        generator=generator,
+        progress=progress,
+        y=y.to(device),
+    )
+    return x.cpu(), y
+
+
+def picture(denoiser: td.Denoiser, path: Path, n: int | None = None, **options: Any) -> None:
+    """Samples as a PNG: a grid with a column for each class, or a cloud in 2-D. Options as for `draw`."""
+    if len(denoiser.info.get("shape", ())) == 1:
+        x, y = draw(denoiser, n or 4000, **options)
+        plot.save_png(path, plot.cloud(x, y, limit=1.3, size=512))
+    else:
+        classes = int(denoiser.info.get("classes", 10))
+        x, _ = draw(denoiser, n or 8 * classes, **options)
+        plot.save_png(path, plot.grid(x, columns=min(classes, len(x)), scale=max(1, 56 // x.shape[-1])))
