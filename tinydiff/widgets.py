@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import ipywidgets
+import traitlets
 
 from tinydiff import plot
 
@@ -41,7 +42,8 @@ def explore(
     if not alt.strip() or not sliders:
         raise ValueError("explore needs a sentence for alt and at least one slider, such as t=range(0, 1001, 10).")
     controls = {name: _slider(name, list(values), (start or {}).get(name)) for name, values in sliders.items()}
-    image = ipywidgets.Image(format="png", tooltip=alt).add_class(f"pic-{title}")
+    layout = ipywidgets.Layout(max_width="100%", align_self="flex-start")  # its own size, not stretched
+    image = _Image(format="png", tooltip=alt, layout=layout).add_class(f"pic-{title}")
     message = ipywidgets.HTML().add_class("tinydiff-error")
 
     @lru_cache(maxsize=512)
@@ -71,6 +73,12 @@ class _Box(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def __repr__(self) -> str:
         return self.text
+
+
+class _Image(ipywidgets.Image):  # type: ignore[misc]
+    """An image with a tooltip, which readers of the screen speak: ipywidgets has no alt text for images."""
+
+    description = traitlets.Unicode("").tag(sync=True)  # without it ipywidgets 8.1 cannot render the tooltip
 
 
 def _slider(name: str, values: list[Any], start: Any) -> ipywidgets.SelectionSlider:

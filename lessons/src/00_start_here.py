@@ -67,7 +67,7 @@ def generate(steps):
 
 
 samples = {steps: generate(steps) for steps in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)}
-frames = {0: plot.grid(noise, scale=8, gap=4)} | {n: plot.grid(s, scale=8, gap=4) for n, s in samples.items()}
+frames = {n: plot.grid(s, scale=8, gap=4) for n, s in ({0: noise} | samples).items()}
 
 
 def draw(steps):
@@ -75,7 +75,9 @@ def draw(steps):
 
 
 widgets.explore(
-    draw, steps=frames, alt="Sixteen squares of static turn into sharp digits as the number of steps grows."
+    draw,
+    steps=frames,
+    alt="Sixteen squares of static turn into sharp digits as the number of steps grows.",
 )
 
 # %% [markdown]
@@ -143,8 +145,9 @@ assert agree
 
 # %%
 states = list(td.ddim(denoiser, noise[:4], td.uniform(denoiser.schedule, 8)))
+pairs = [plot.grid(torch.cat([state.x, state.x0]), columns=2, scale=8, gap=4) for state in states]
 plot.strip(
-    {f"t = {s.t:.0f}": plot.grid(torch.cat([s.x, s.x0]), columns=2, scale=8, gap=4) for s in states},
+    {f"t = {state.t:.0f}": pair for state, pair in zip(states, pairs, strict=True)},
     columns=8,
     alt="Eight steps of four digits. Above, noisy pictures that slowly clear up; below, guesses that are sharp much earlier.",
 )
@@ -168,7 +171,10 @@ distance, index = nearest(samples[20])
 print("distance to the nearest real digit below 0.01 for all 16:", bool((distance < 0.01).all()))
 assert (distance < 0.01).all()
 plot.strip(
-    {"generated": plot.grid(samples[20], scale=8, gap=4), "nearest real digit": plot.grid(x[index], scale=8, gap=4)},
+    {
+        "generated": plot.grid(samples[20], scale=8, gap=4),
+        "nearest real digit": plot.grid(x[index], scale=8, gap=4),
+    },
     columns=2,
     alt="Sixteen generated digits beside the nearest real digit of each: the two grids are identical.",
 )
