@@ -1,4 +1,4 @@
-"""Denoisers as files: safetensors with the whole configuration in the header, so that a file alone rebuilds its denoiser.
+"""Denoisers as files: safetensors with the whole configuration in the header, so that a file rebuilds its denoiser.
 
 Tensors are named `net.*`, in a training checkpoint also `ema.*`, `optim.*` and `random.*`, and `schedule.log_alpha_bar`
 is the noise schedule in float64. The header names tinydiff's classes, never code.
@@ -7,6 +7,7 @@ is the noise schedule in float64. The header names tinydiff's classes, never cod
 import errno
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,4 +115,5 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
         message = f"Cannot write {path} ({error.strerror}): make room, or choose a folder that exists and is yours"
         raise OSError(error.errno, message) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

@@ -5,7 +5,6 @@ denoiser's business.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +26,14 @@ class TimeAndClass(nn.Module):
                 f"classes = {classes} must be at least 0 and label_dropout = {label_dropout} within [0, 1]."
             )
         self.classes, self.label_dropout = classes, label_dropout
-        self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.time1, self.time2 = nn.Linear(64, width), nn.Linear(width, width)
         self.table = nn.Embedding(classes + 1, width) if classes else None
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         """(B, width) from t (B,) and y None or (B,) of whole numbers, -1 for "no class"."""
         angle = t[:, None] * torch.exp(torch.arange(32, dtype=t.dtype, device=t.device) * (-math.log(10000) / 32))
-        emb = self.time(torch.cat([angle.cos(), angle.sin()], 1).to(self.time[0].weight.dtype))  # (B, 64) -> (B, width)
+        waves = torch.cat([angle.cos(), angle.sin()], 1).to(self.time1.weight.dtype)  # (B, 64)
+        emb: Tensor = self.time2(F.silu(self.time1(waves)))  # (B, width)
         if self.table is None:
             if y is not None:
                 raise ValueError(
@@ -42,17 +42,17 @@ class TimeAndClass(nn.Module):
             return emb
         y = torch.full(t.shape, -1, device=t.device) if y is None else self.check(y, t)
         if self.training and self.label_dropout:
-            dropped = (
-                torch.rand(len(y)) < self.label_dropout
-            )  # on the CPU: one random state to save, whatever the device
+            # drawn on the CPU, so that one random state is all there is to save
+            dropped = torch.rand(len(y)) < self.label_dropout
             y = y.masked_fill(dropped.to(y.device), -1)
-        return emb + self.table(y.where(y >= 0, self.classes))
+        row: Tensor = self.table(y.where(y >= 0, self.classes))
+        return emb + row
 
     def check(self, y: Tensor, t: Tensor) -> Tensor:
         """y as int64, or a sentence about what is wrong with it."""
         if y.shape != t.shape or y.is_floating_point():
             raise ValueError(
-                f"y is {y.dtype} of shape {tuple(y.shape)}, but must be one whole number per sample, of shape {tuple(t.shape)}."
+                f"y is {y.dtype} of shape {tuple(y.shape)}, but must be whole numbers of shape {tuple(t.shape)}."
             )
         if y.device.type == "cpu" and len(y) and not -1 <= y.min() <= y.max() < self.classes:  # a GPU would stall here
             worst = y.min() if y.min() < -1 else y.max()
@@ -75,9 +75,13 @@ class MLP(nn.Module):
         self, dim: int = 2, hidden: int = 128, layers: int = 3, classes: int = 0, label_dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = dict(
-            dim=dim, hidden=hidden, layers=layers, classes=classes, label_dropout=label_dropout
-        )
+        self.config = {
+            "dim": dim,
+            "hidden": hidden,
+            "layers": layers,
+            "classes": classes,
+            "label_dropout": label_dropout,
+        }
         self.emb = TimeAndClass(hidden, classes, label_dropout)
         self.first = nn.Linear(dim, hidden)
         self.blocks = nn.ModuleList(
@@ -94,7 +98,8 @@ class MLP(nn.Module):
         h = self.first(x)
         for block in self.blocks:
             h = h + block(h + emb)
-        return self.last(F.silu(h)).to(x.dtype)
+        out: Tensor = self.last(F.silu(h))
+        return out.to(x.dtype)
 
 
 class ResBlock(nn.Module):
@@ -109,8 +114,9 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, width, H, W), emb (B, emb_width)."""
         scale, shift = self.scale_shift(emb)[:, :, None, None].chunk(2, 1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return x + h
 
 
 class UNet(nn.Module):
@@ -141,9 +147,9 @@ class UNet(nn.Module):
         label_dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = dict(
-            channels=channels, width=width, blocks=blocks, patch=patch, classes=classes, label_dropout=label_dropout
-        )
+        labels = {"classes": classes, "label_dropout": label_dropout}
+        self.config = {"channels": channels, "width": width, "blocks": blocks, "patch": patch, **labels}
+        self.channels, self.patch = channels, patch
         wide, pixels = 2 * width, channels * patch**2
         self.emb = TimeAndClass(wide, classes, label_dropout)
         self.stem = nn.Conv2d(pixels, width, 3, padding=1)
@@ -158,7 +164,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Shaped like x."""
-        channels, patch = self.config["channels"], self.config["patch"]
+        channels, patch = self.channels, self.patch
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"x has shape {tuple(x.shape)}, but this network takes (B, {channels}, H, W).")
         if x.shape[2] % (2 * patch) or x.shape[3] % (2 * patch):

@@ -37,7 +37,7 @@ class Progress:
 class EMA:
     """A running average of a denoiser's weights: w <- d w + (1-d) w_new, d = min(decay, (1+n)/(10+n)) at update n >= 0.
 
-    The small first d let the average forget its random start (TensorFlow's ExponentialMovingAverage). Buffers are copied.
+    The small first d let the average forget its random start (TensorFlow's ExponentialMovingAverage).
     `ema.denoiser` is the averaged denoiser, in eval mode and without gradients: sample from it.
     """
 
@@ -50,7 +50,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser) -> None:
-        """Move the average towards the denoiser's weights."""
+        """Move the average towards the denoiser's weights; buffers are copied."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.denoiser.parameters()), list(denoiser.parameters()), 1 - decay)
         for mine, theirs in zip(self.denoiser.buffers(), denoiser.buffers(), strict=True):
@@ -76,7 +76,7 @@ def batches(
 
 
 def fast_dtype(x0: Tensor) -> torch.dtype:
-    """bfloat16 for float32 pictures where the processor multiplies it in hardware, else x0's own (points need digits)."""
+    """bfloat16 for float32 pictures where the hardware multiplies it natively, else x0's own (points need digits)."""
     if x0.ndim < 4 or x0.dtype != torch.float32:
         return x0.dtype
     if x0.device.type == "cuda":
