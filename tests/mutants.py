@@ -16,8 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("schedule", "denoise", "diffuse", "sample")
-TESTS = ("test_denoise.py", "test_schedule.py", "test_sample.py", "test_diffuse.py", "test_exact.py", "peers")
+MODULES = ("schedule", "denoise", "diffuse", "sample", "solvers", "guide")
+TESTS = ("test_denoise.py", "test_schedule.py", "test_sample.py", "test_diffuse.py", "test_guide.py", "peers")
+TESTED_BY = {"solvers": "sample"}
 SWAP = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 SIGN = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
@@ -113,7 +114,7 @@ def _run_tests(folder: str, module: str) -> int:
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = True
     os.chdir(ROOT)
-    tests = sorted(TESTS, key=lambda name: name != f"test_{module}.py")
+    tests = sorted(TESTS, key=lambda name: name != f"test_{TESTED_BY.get(module, module)}.py")
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-p", "no:xdist"]
     code = pytest.main([*options, *(f"tests/{t}" for t in tests)])
     import tinydiff

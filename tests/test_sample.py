@@ -20,7 +20,15 @@ ORDERS = [
     (td.dpm_solver_pp, {"order": 1}, 1),
     (td.dpm_solver_pp, {"order": 2}, 2),
     (td.dpm_solver_pp, {"order": 3}, 3),
+    (td.dpm_solver_pp_singlestep, {"order": 1}, 1),
+    (td.dpm_solver_pp_singlestep, {"order": 2}, 2),
+    (td.dpm_solver_pp_singlestep, {"order": 3}, 3),
+    (td.dpm_solver, {"order": 1}, 1),
+    (td.dpm_solver, {"order": 2}, 2),
+    (td.dpm_solver, {"order": 3}, 3),
+    (td.heun, {}, 2),
 ]
+MULTISTEP = ORDERS[:4]  # these take eta
 SAMPLERS = [(td.ddpm, {}), (td.ddim, {"eta": 0.4}), *((s, options) for s, options, _ in ORDERS)]
 
 
@@ -52,7 +60,7 @@ class Prescribed:
 # --- convergence -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sampler", "options", "order"), ORDERS)
+@pytest.mark.parametrize(("sampler", "options", "order"), MULTISTEP)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_local_order_against_the_exact_integral(sampler, options, order: int, eta: float) -> None:
     """One step with full history against the integral of sin(lambda) over it; local order is global order + 1.
@@ -63,7 +71,7 @@ def test_local_order_against_the_exact_integral(sampler, options, order: int, et
     schedule, k = td.linear(), 1 + eta
     hs, errors = [0.08, 0.04, 0.02, 0.01], []
     for h in hs:
-        lam = torch.arange(order + 1, dtype=f64) * h - 0.3
+        lam = torch.tensor([0, 1.0, 2.3, 3.1], dtype=f64)[: order + 1] * h - 0.3  # uneven, so that r0 and r1 matter
         times = schedule.time(lam)
         generator = torch.Generator().manual_seed(0)
         x = normal(1, 2, seed=1)
@@ -71,21 +79,26 @@ def test_local_order_against_the_exact_integral(sampler, options, order: int, et
             td.State(times[0], x, x),
             *sampler(Prescribed(schedule), x, times, eta=eta, generator=generator, **options),
         ]
-        x_t, x_s = states[-2].x, states[-1].x
+        x_t, x_s, length = states[-2].x, states[-1].x, (lam[-1] - lam[-2]).item()
         (_, sigma_t), (alpha_s, sigma_s) = schedule(times[-2]), schedule(times[-1])
         primitive = lambda u, end=lam[-1]: k * (k * u.sin() - u.cos()) / (k * k + 1) * (-k * (end - u)).exp()  # noqa: E731
-        exact = sigma_s / sigma_t * math.exp(-(k - 1) * h) * x_t + alpha_s * (primitive(lam[-1]) - primitive(lam[-2]))
+        exact = sigma_s / sigma_t * math.exp(-(k - 1) * length) * x_t + alpha_s * (
+            primitive(lam[-1]) - primitive(lam[-2])
+        )
         if eta:
             replay = torch.Generator().manual_seed(0)
             z = [torch.randn(1, 2, generator=replay, dtype=f64) for _ in states[1:]][-1]
-            exact = exact + sigma_s * math.sqrt(1 - math.exp(-2 * h)) * z
+            exact = exact + sigma_s * math.sqrt(1 - math.exp(-2 * length)) * z
         errors.append((x_s - exact).abs().max().item())
     assert slope(hs, errors) - 1 == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize(("sampler", "options", "order"), [o for o in ORDERS if o[2] < 3])
+@pytest.mark.parametrize(("sampler", "options", "order"), [o for o in ORDERS if o is not MULTISTEP[3]])
 def test_global_order_against_the_exact_flow(sampler, options, order: int) -> None:
-    """Error against the closed-form ODE flow of one Gaussian, regressed on the step."""
+    """Error against the closed-form ODE flow of one Gaussian, regressed on the step.
+
+    Multistep order 3 is left to the local test: on this world its leading error vanishes and it looks like order 4.
+    """
     schedule, (m, s) = td.linear(), (0.6, 0.3)
     denoiser = td.GaussianMixture(torch.tensor([[m, -m]], dtype=f64), s).denoiser(schedule)
     x, errors, counts = normal(64, 2), [], [40, 80, 160, 320]
@@ -183,6 +196,25 @@ def test_identities(mixture: td.GaussianMixture) -> None:
     assert torch.equal(run(td.dpm_solver_pp, order=1), run(td.ddim))
     assert torch.equal(run(td.dpm_solver_pp, order=1, eta=1.0), run(td.ddpm))
     assert not torch.allclose(run(td.dpm_solver_pp, order=2), run(td.ddim), atol=1e-3)
+    for first_order in (td.dpm_solver, td.dpm_solver_pp_singlestep):
+        same = td.final(first_order(denoiser, x, times, order=1))
+        torch.testing.assert_close(same, run(td.ddim), rtol=1e-9, atol=1e-9)
+
+
+def test_inversion_and_sampling_are_inverse_up_to_the_step() -> None:
+    """One Gaussian: the noise found nears the exact flow's, and the way back nears x0, both as fast as the step falls."""
+    schedule, world = td.linear(), td.GaussianMixture(torch.tensor([[0.3, -0.2]], dtype=f64), 0.3)
+    denoiser, x0 = world.denoiser(schedule), world.sample(32, torch.Generator().manual_seed(0))
+    noise = td.gaussian_flow(schedule, world.means[0], 0.3, x0, 0, 1000)
+    there, back, counts = [], [], [50, 100, 200, 400]
+    for n in counts:
+        times = td.uniform(schedule, n)
+        states = list(td.invert(denoiser, x0, times))
+        assert torch.equal(torch.stack([s.t for s in states]), times.flip(0)[1:])
+        there.append((states[-1].x - noise).abs().mean().item())
+        back.append((td.final(td.ddim(denoiser, states[-1].x, times)) - x0).abs().mean().item())
+    assert slope([1 / n for n in counts], there) == pytest.approx(1, abs=0.2)
+    assert slope([1 / n for n in counts], back) == pytest.approx(1, abs=0.2)
 
 
 def test_per_sample_times_equal_a_loop() -> None:
@@ -219,11 +251,18 @@ def test_samplers_run_in_eval_mode_once_a_step_and_restore_the_mode(sampler, opt
     with torch.enable_grad():
         runs = [td.final(sampler(denoiser, x, times, **generators(sampler), **options)) for _ in range(2)]
     assert torch.equal(*runs)
-    assert denoiser.net.calls == 2 * 7
+    assert denoiser.net.calls == 2 * network_calls(sampler, options, 7)
     assert denoiser.training
     assert denoiser.net.drop.training
     assert not denoiser.net.frozen.training, "a part the caller froze must stay frozen"
     assert not runs[0].requires_grad
+
+
+def network_calls(sampler, options, steps: int) -> int:
+    """A call a step, and where it looks ahead more, but not in the last step to t = 0."""
+    if sampler in (td.dpm_solver, td.dpm_solver_pp_singlestep):
+        return options["order"] * (steps - 1) + 1
+    return 2 * (steps - 1) + 1 if sampler is td.heun else steps
 
 
 def generators(sampler) -> dict[str, torch.Generator]:
@@ -311,10 +350,12 @@ def test_samples_of_the_mixture_are_the_mixture(mixture: td.GaussianMixture) -> 
     [
         (lambda d, x: td.ddim(d, x, torch.tensor([5.0, 5.0, 0.0])), "strictly decreasing"),
         (lambda d, x: td.ddim(d, x, torch.tensor([0.0, 500.0])), "strictly decreasing"),
+        (lambda d, x: td.ddim(d, x, torch.tensor([1000.0, 500.0, -1.0])), r"within \[0, T = 1000\]"),
         (lambda d, x: td.ddim(d, x, torch.tensor([1001.0, 0.0])), r"within \[0, T = 1000\]"),
         (lambda d, x: td.ddim(d, x, torch.tensor([1000.0])), "at least two times"),
         (lambda d, x: td.ddim(d, x, torch.tensor([1000.0, 0.0]), eta=1.5), "eta = 1.5 must lie between 0"),
         (lambda d, x: td.dpm_solver_pp(d, x, torch.tensor([1000.0, 0.0]), order=4), "order = 4 must be 1, 2 or 3"),
+        (lambda d, x: td.dpm_solver(d, x, torch.tensor([1000.0, 0.0]), order=0), "order = 0 must be 1, 2 or 3"),
         (lambda d, x: iter(()), "yielded no state"),
     ],
 )

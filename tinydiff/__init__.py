@@ -7,6 +7,7 @@ from tinydiff.data import digits, mnist, toy
 from tinydiff.denoise import Denoiser, EpsDenoiser, VDenoiser, X0Denoiser
 from tinydiff.diffuse import bits_per_dim, ddpm_loss, q_posterior, q_sample, variational_bound
 from tinydiff.exact import EmpiricalDenoiser, GaussianMixture, gaussian_flow
+from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThreshold
 from tinydiff.nets import MLP, UNet
 from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final, sample, step
 from tinydiff.schedule import (
@@ -20,12 +21,17 @@ from tinydiff.schedule import (
     uniform,
     uniform_log_snr,
 )
+from tinydiff.solvers import dpm_solver, dpm_solver_pp_singlestep, heun, invert
 from tinydiff.train import EMA, Progress, batches, fast_dtype, train
 
 __all__ = [
     "EMA",
     "MLP",
+    "ClassifierFree",
+    "ClassifierGuided",
+    "Clipped",
     "Denoiser",
+    "DynamicThreshold",
     "EmpiricalDenoiser",
     "EpsDenoiser",
     "GaussianMixture",
@@ -42,11 +48,15 @@ __all__ = [
     "ddpm",
     "ddpm_loss",
     "digits",
+    "dpm_solver",
     "dpm_solver_pp",
+    "dpm_solver_pp_singlestep",
     "fast_dtype",
     "final",
     "from_betas",
     "gaussian_flow",
+    "heun",
+    "invert",
     "karras",
     "linear",
     "load",

@@ -63,7 +63,7 @@ def _weights(schedule: Schedule, t: Tensor | float, s: Tensor | float, eta: floa
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta} must lie between 0 (DDIM, deterministic) and 1 (DDPM).")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    noise = eta * (sigma_s / sigma_t) * (1 - (alpha_t / alpha_s) ** 2).sqrt()
+    noise = eta * (sigma_s / sigma_t) * (1 - (alpha_t / alpha_s) ** 2).clamp(min=0).sqrt()  # 0 on the way up
     keep = (sigma_s**2 - noise**2).sqrt() / sigma_t
     return keep, alpha_s - keep * alpha_t, noise
 
@@ -104,8 +104,8 @@ def ddim(
     Raises:
         ValueError: the times do not decrease or leave [0, T], or eta lies outside [0, 1].
     """
-    for t, s in _intervals(denoiser.schedule, times):
-        x0 = _denoise(denoiser, x, t, cond)
+    for t, s in intervals(denoiser.schedule, times):
+        x0 = estimate(denoiser, x, t, cond)
         x = step(denoiser.schedule, x, x0, t, s, eta, generator)
         yield State(s, x, x0)
 
@@ -137,8 +137,8 @@ def dpm_solver_pp(
     if order not in (1, 2, 3):
         raise ValueError(f"order = {order!r} must be 1, 2 or 3: DPM-Solver++ has no other multistep orders.")
     past: list[tuple[Tensor, Tensor]] = []  # (t, x0_hat), the newest first
-    for t, s in _intervals(denoiser.schedule, times):
-        past = [(t, _denoise(denoiser, x, t, cond)), *past[: order - 1]]
+    for t, s in intervals(denoiser.schedule, times):
+        past = [(t, estimate(denoiser, x, t, cond)), *past[: order - 1]]
         x = step(denoiser.schedule, x, _extrapolate(denoiser.schedule, past, s, eta), t, s, eta, generator)
         yield State(s, x, past[0][1])
 
@@ -218,7 +218,7 @@ def sample(
     return final(tqdm(states, total=steps, desc="sampling", disable=not progress))
 
 
-def _intervals(schedule: Schedule, times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def intervals(schedule: Schedule, times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs (t, s) of consecutive times, after a check."""
     times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     if times.ndim != 1 or len(times) < 2:
@@ -233,7 +233,7 @@ def _intervals(schedule: Schedule, times: Tensor) -> Iterator[tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def _denoise(denoiser: Any, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+def estimate(denoiser: Any, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
     """denoiser(x, t, **cond) without gradient and in eval mode; every module's own mode is restored."""
     training = [m for m in denoiser.modules() if m.training] if getattr(denoiser, "training", False) else []
     try:
