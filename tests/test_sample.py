@@ -120,6 +120,38 @@ def test_third_order_beats_second_on_the_mixture(mixture: td.GaussianMixture) ->
     assert median(300, 3) < median(300, 2) / 5
 
 
+@pytest.mark.parametrize("noise_prediction", [False, True])
+def test_third_order_singlestep_is_the_papers(noise_prediction: bool, mixture: td.GaussianMixture) -> None:
+    """One step of order 3 written out with r1 = 1/3, r2 = 2/3: DPM-Solver-3 (Lu et al. 2022a, alg. 2), and the same for
+    x0_hat, where alpha and sigma change places and h its sign, as in the authors' code. An order alone would not see
+    every wrong coefficient of an inner stage."""
+    schedule, x, (t, s) = td.linear(), normal(8, 2), torch.tensor([700.0, 400.0], dtype=f64)
+    denoiser = mixture.denoiser(schedule)
+    lam_t, lam_s = schedule.half_log_snr(t), schedule.half_log_snr(s)
+    h, expm1 = (lam_s - lam_t).item(), math.expm1
+
+    def model(x: Tensor, u: Tensor) -> Tensor:
+        alpha, sigma = schedule(u)
+        x0 = denoiser(x, u)
+        return (x - alpha * x0) / sigma if noise_prediction else x0
+
+    def ratio_and_factor(u: Tensor) -> tuple[Tensor, Tensor]:
+        (alpha_t, sigma_t), (alpha_u, sigma_u) = schedule(t), schedule(u)
+        return (alpha_u / alpha_t, sigma_u) if noise_prediction else (sigma_u / sigma_t, alpha_u)
+
+    h = h if noise_prediction else -h
+    u1, u2 = (schedule.time(lam_t + r * (lam_s - lam_t)) for r in (1 / 3, 2 / 3))
+    (a1, b1), (a2, b2), (a3, b3) = map(ratio_and_factor, (u1, u2, s))
+    m0 = model(x, t)
+    d1 = model(a1 * x - b1 * expm1(h / 3) * m0, u1) - m0
+    phi_22 = expm1(2 * h / 3) / (2 * h / 3) - 1
+    d2 = model(a2 * x - b2 * expm1(2 * h / 3) * m0 - 2 * b2 * phi_22 * d1, u2) - m0
+    expected = a3 * x - b3 * expm1(h) * m0 - 1.5 * b3 * (expm1(h) / h - 1) * d2
+    sampler = td.dpm_solver if noise_prediction else td.dpm_solver_pp_singlestep
+    ours = td.final(sampler(denoiser, x, torch.stack([t, s]), order=3))
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("grid", [td.uniform, td.karras, td.uniform_log_snr])
