@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import normal
-from scipy import stats
+from scipy import linalg, stats
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
 import tinydiff as td
 from tinydiff import metrics
@@ -65,6 +68,92 @@ def test_mode_counts_and_stds(mixture: td.GaussianMixture) -> None:
     assert metrics.mode_stds(x, lonely)[1].isnan()
 
 
+def skewed(n: int, d: int, seed: int) -> Tensor:
+    """Points whose covariance has no axis in common with another seed's."""
+    return normal(n, d, seed=seed) @ normal(d, d, seed=seed + 100) + normal(d, seed=seed + 200)
+
+
+def test_frechet_distance_is_the_published_formula() -> None:
+    """With the square root of the product taken by scipy."""
+    x, y = skewed(300, 7, seed=1), skewed(200, 7, seed=2)
+    p, q = np.cov(x.numpy(), rowvar=False), np.cov(y.numpy(), rowvar=False)
+    gap = (x.mean(0) - y.mean(0)).square().sum().item()
+    expected = gap + np.trace(p + q - 2 * linalg.sqrtm(p @ q).real)
+    assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance(y, x) == pytest.approx(expected, rel=1e-9)
+    of_moments = metrics.frechet_distance_of_moments(metrics.moments(x), metrics.moments(y))
+    assert of_moments == metrics.frechet_distance(x, y)
+
+
+@pytest.mark.parametrize("n", [400, 5])  # of 8 dimensions: also where the covariance has no inverse
+def test_frechet_distance_of_an_optimal_map(n: int) -> None:
+    """x -> x A + b with A positive semi-definite is optimal transport: its mean squared length is the distance."""
+    x, root, b = skewed(n, 8, seed=3), normal(8, 8, seed=4), normal(8, seed=5)
+    y = x @ (root @ root.T) + b
+    move = y - x
+    mean, length = move.mean(0), (move - move.mean(0)).square().sum(1)
+    expected = mean.square().sum().item() + length.sum().item() / (n - 1)
+    assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert metrics.frechet_distance(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(x, x + b) == pytest.approx(b.square().sum().item(), rel=1e-9)
+
+
+def test_frechet_distance_of_scaled_normals() -> None:
+    """sum_i (s_i - r_i)^2, and small sets are farther apart than large ones."""
+    x, y = normal(100_000, 2, seed=1), normal(100_000, 2, seed=2) * torch.tensor([2.0, 0.5])
+    assert metrics.frechet_distance(x, y) == pytest.approx(1.25, rel=0.02)
+    floor = [metrics.frechet_distance(x[:n], x[n : 2 * n]) for n in (100, 1000, 10_000)]
+    assert floor[0] > 3 * floor[1] > 9 * floor[2] > 0
+
+
+def within(points: Tensor, manifold: Tensor, k: int) -> float:
+    """Share of points inside a k-nearest-neighbour ball of the manifold, by scikit-learn."""
+    finder = NearestNeighbors(algorithm="brute").fit(manifold.numpy())
+    radius = finder.kneighbors(n_neighbors=k)[0][:, -1]  # without an argument it leaves out the point itself
+    distance, index = finder.kneighbors(points.numpy(), n_neighbors=len(manifold))
+    return float((distance <= radius[index]).any(1).mean())
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_recall_against_scikit_learn(k: int) -> None:
+    real, fake = skewed(1101, 3, seed=1), 0.5 * skewed(1203, 3, seed=1) + 1.0  # sizes that no chunk divides
+    precision, recall = metrics.precision_recall(real, fake, k)
+    assert precision == pytest.approx(within(fake, real, k))
+    assert recall == pytest.approx(within(real, fake, k))
+    assert 0.1 < recall < precision < 0.99
+
+
+def test_precision_recall_tell_missing_modes_from_bad_samples() -> None:
+    modes = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0], [50.0, 50.0]], dtype=f64)
+    real = normal(2000, 2, seed=1) + modes.repeat(500, 1)
+    half = normal(2000, 2, seed=2) + modes[:2].repeat(1000, 1)
+    precision, recall = metrics.precision_recall(real, half)
+    assert precision > 0.9
+    assert 0.4 < recall <= 0.5
+    noisy = torch.cat([normal(1000, 2, seed=3) + modes.repeat(250, 1), normal(1000, 2, seed=4) + 25])
+    precision, recall = metrics.precision_recall(real, noisy)
+    assert 0.4 < precision <= 0.5
+    assert recall > 0.9
+    assert metrics.precision_recall(real, real) == (1.0, 1.0)
+
+
+def test_nearest_distance_against_scikit_learn() -> None:
+    x, reference = 1e3 + normal(1203, 5, seed=1), 1e3 + normal(700, 5, seed=2)
+    expected = NearestNeighbors(n_neighbors=1).fit(reference.numpy()).kneighbors(x.numpy())[0][:, 0]
+    assert metrics.nearest_distance(x, reference).numpy() == pytest.approx(expected, rel=1e-9)
+    assert metrics.nearest_distance(x[5:7], x).max() < 1e-5  # copies are found
+
+
+def test_class_entropy_and_agreement() -> None:
+    y = torch.arange(10).repeat(7)
+    assert metrics.class_entropy(y) == pytest.approx(math.log(10), rel=1e-12)
+    assert metrics.class_entropy(y % 2) == pytest.approx(math.log(2), rel=1e-12)
+    assert metrics.class_entropy(torch.tensor([0, 0, 0, 1])) == pytest.approx(stats.entropy([0.75, 0.25]))
+    assert str(metrics.class_entropy(torch.tensor([9, 9]))) == "0.0"
+    assert metrics.class_agreement(y, y) == 1
+    assert metrics.class_agreement(torch.tensor([3, 1, 4, 1]), torch.tensor([3, 1, 4, 5])) == 0.75
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -72,6 +161,14 @@ def test_mode_counts_and_stds(mixture: td.GaussianMixture) -> None:
         (lambda: metrics.wasserstein2(normal(3, 2), normal(4, 2)), "3 and 4 points"),
         (lambda: metrics.sliced_wasserstein(normal(3, 2), normal(4, 2)), "3 and 4 points"),
         (lambda: metrics.mmd2(normal(3, 2), normal(3, 2), 0.0), "bandwidth = 0.0 must be greater than 0"),
+        (lambda: metrics.frechet_distance(normal(3, 2), normal(3, 1)), r"x \(3, 2\) and y \(3, 1\) must be point sets"),
+        (lambda: metrics.moments(normal(1, 2)), r"x has shape \(1, 2\), but must be \(N, d\) with N > 1"),
+        (lambda: metrics.moments(normal(2, 2) / 0), "x holds nan or inf"),
+        (lambda: metrics.precision_recall(normal(9, 2), normal(3, 2)), "k = 3 must be at least 1 and below .* 9 and 3"),
+        (lambda: metrics.precision_recall(normal(9, 2), normal(9, 2), 0), "k = 0 must be at least 1"),
+        (lambda: metrics.class_entropy(normal(3)), r"Labels of torch.float64 and shape \(3,\) must be"),
+        (lambda: metrics.class_entropy(torch.tensor([-1])), "whole numbers from 0 up"),
+        (lambda: metrics.class_agreement(torch.ones(2).long(), torch.ones(3).long()), r"\(2,\) and predicted \(3,\)"),
     ],
 )
 def test_bad_input_names_value_and_rule(call, message: str) -> None:
