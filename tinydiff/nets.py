@@ -63,6 +63,9 @@ class TimeAndClass(nn.Module):
 class MLP(nn.Module):
     """A residual network for points: `net(x, t, y=None)`, x (B, dim), t (B,), y (B,) or None, returns (B, dim).
 
+    It sees x and sin, cos of x, 2x and 4x: with those features edges and thin curves are learnt in a fraction of the
+    time (Tancik et al. 2020).
+
     Args:
         dim: numbers per point.
         hidden: width of every layer.
@@ -83,7 +86,7 @@ class MLP(nn.Module):
             "label_dropout": label_dropout,
         }
         self.emb = TimeAndClass(hidden, classes, label_dropout)
-        self.first = nn.Linear(dim, hidden)
+        self.first = nn.Linear(7 * dim, hidden)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
             for _ in range(layers)
@@ -95,7 +98,8 @@ class MLP(nn.Module):
         if x.ndim != 2 or x.shape[1] != self.config["dim"]:
             raise ValueError(f"x has shape {tuple(x.shape)}, but this network takes (B, {self.config['dim']}).")
         emb = self.emb(t, y)
-        h = self.first(x)
+        waves = torch.cat([x, 2 * x, 4 * x], 1)
+        h = self.first(torch.cat([x, waves.sin(), waves.cos()], 1))  # (B, 7 dim) -> (B, hidden)
         for block in self.blocks:
             h = h + block(h + emb)
         out: Tensor = self.last(F.silu(h))
@@ -122,8 +126,8 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
     """A small U-Net for pictures: `net(x, t, y=None)`, x (B, channels, H, W), t (B,), y (B,) or None, returns like x.
 
-    Space to depth by `patch`, residual blocks at that resolution, the same at half of it and twice the width, and back
-    up with the skip added (after Ho et al. 2020, app. B, slimmed for processors).
+    Space to depth by `patch`, residual blocks at that resolution, the same at half of it and four times the width, and
+    back up with the skip added (after Ho et al. 2020, app. B, slimmed for CPUs: most weights where pixels are few).
 
     Args:
         channels: 1 for grey, 3 for colour.
@@ -140,7 +144,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int = 1,
-        width: int = 64,
+        width: int = 32,
         blocks: int = 1,
         patch: int = 2,
         classes: int = 0,
@@ -150,7 +154,7 @@ class UNet(nn.Module):
         labels = {"classes": classes, "label_dropout": label_dropout}
         self.config = {"channels": channels, "width": width, "blocks": blocks, "patch": patch, **labels}
         self.channels, self.patch = channels, patch
-        wide, pixels = 2 * width, channels * patch**2
+        wide, pixels = 4 * width, channels * patch**2
         self.emb = TimeAndClass(wide, classes, label_dropout)
         self.stem = nn.Conv2d(pixels, width, 3, padding=1)
         self.down = nn.ModuleList(ResBlock(width, wide) for _ in range(blocks))
@@ -176,7 +180,7 @@ class UNet(nn.Module):
         h = self.stem(F.pixel_unshuffle(x, patch).to(memory_format=torch.channels_last))  # (B, width, H/patch, W/patch)
         for block in self.down:
             h = block(h, emb)
-        skip, h = h, self.shrink(h)  # (B, 2 width, H/2patch, W/2patch)
+        skip, h = h, self.shrink(h)  # (B, 4 width, H/2patch, W/2patch)
         for block in self.middle:
             h = block(h, emb)
         h = skip + self.grow(h)
