@@ -93,9 +93,9 @@ def test_dpm_solver_pp(order: int, eta: float, steps: int, mixture: td.GaussianM
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_where_third_order_differs_ours_is_the_exact_integral(eta: float) -> None:
-    """x0_hat = sin(lambda) over four uneven times: our last step errs by less than a tenth of diffusers', whose third
+    """x0_hat = sin(lambda) over four uneven times: our last step errs by less than a fifth of diffusers', whose third
     order has half the curvature term (ODE) or its sign wrong (SDE). Both start from the same x."""
-    h, k = 0.1, 1 + eta
+    h, k = 0.05, 1 + eta
     lam = torch.tensor([0, 1.0, 2.1, 3.0], dtype=f64) * h + 1.0  # where sin is curved
     times = SCHEDULE.time(lam)
 
@@ -130,4 +130,4 @@ def test_where_third_order_differs_ours_is_the_exact_integral(eta: float) -> Non
     _, replay = start(1)
     noise = [torch.randn(1, 2, generator=replay, dtype=f64) for _ in range(3)][-1] if eta else 0
     our_error = (ours[3].x - sigma_s * math.sqrt(1 - math.exp(-2 * last)) * noise - exact).abs().max()
-    assert our_error < 0.1 * (theirs.double() - exact).abs().max()
+    assert our_error < 0.2 * (theirs.double() - exact).abs().max()
