@@ -173,3 +173,13 @@ def test_bound_terms_against_a_sum_by_hand() -> None:
 
 def test_bits_per_dim() -> None:
     assert td.bits_per_dim(torch.tensor([6 * math.log(2)]), torch.zeros(1, 1, 2, 3)).item() == pytest.approx(1)
+
+
+def test_stratified_times_are_uniform_and_cover_all_levels() -> None:
+    """Each time is U{1..T}, and of n times every stretch of T/n holds one."""
+    schedule, generator = td.linear(40), torch.Generator().manual_seed(0)
+    draws = torch.stack([td.stratified_times(schedule, 10, generator) for _ in range(4000)])
+    assert torch.equal(draws.sort(1).values.sub(1) // 4, torch.arange(10).expand(4000, 10))
+    counts = torch.bincount(draws[:, 3], minlength=41)
+    assert counts[0] == 0
+    assert (counts[1:] - 100).abs().max() < 5 * math.sqrt(100)

@@ -3,12 +3,15 @@
 __version__ = "0.1.0"
 
 from tinydiff.checkpoint import load, save
+from tinydiff.classifier import Classifier, train_classifier
 from tinydiff.data import digits, mnist, toy
 from tinydiff.denoise import Denoiser, EpsDenoiser, VDenoiser, X0Denoiser
-from tinydiff.diffuse import bits_per_dim, ddpm_loss, q_posterior, q_sample, variational_bound
+from tinydiff.diffuse import bits_per_dim, ddpm_loss, q_posterior, q_sample, stratified_times, variational_bound
+from tinydiff.evaluate import Evaluation, evaluate
 from tinydiff.exact import EmpiricalDenoiser, GaussianMixture, gaussian_flow
 from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThreshold
 from tinydiff.nets import MLP, UNet
+from tinydiff.pretrained import load_classifier, load_pretrained
 from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final, sample, step
 from tinydiff.schedule import (
     Schedule,
@@ -27,6 +30,7 @@ from tinydiff.train import EMA, Progress, batches, fast_dtype, train
 __all__ = [
     "EMA",
     "MLP",
+    "Classifier",
     "ClassifierFree",
     "ClassifierGuided",
     "Clipped",
@@ -34,6 +38,7 @@ __all__ = [
     "DynamicThreshold",
     "EmpiricalDenoiser",
     "EpsDenoiser",
+    "Evaluation",
     "GaussianMixture",
     "Progress",
     "Schedule",
@@ -51,6 +56,7 @@ __all__ = [
     "dpm_solver",
     "dpm_solver_pp",
     "dpm_solver_pp_singlestep",
+    "evaluate",
     "fast_dtype",
     "final",
     "from_betas",
@@ -60,6 +66,8 @@ __all__ = [
     "karras",
     "linear",
     "load",
+    "load_classifier",
+    "load_pretrained",
     "mnist",
     "q_posterior",
     "q_sample",
@@ -68,8 +76,10 @@ __all__ = [
     "save",
     "sigmoid",
     "step",
+    "stratified_times",
     "toy",
     "train",
+    "train_classifier",
     "uniform",
     "uniform_log_snr",
     "variational_bound",

@@ -102,7 +102,12 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Replace `path` in one move, so that a reader finds the old file or the new one, and either of them whole."""
+    """Replace `path` in one move, so that a reader finds the old file or the new one, and either of them whole.
+
+    Of a group of processes, which hold the same tensors, the first one writes.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
     data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

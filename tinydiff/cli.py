@@ -17,7 +17,7 @@ import torch
 
 import tinydiff as td
 from tinydiff import doctor as checkup
-from tinydiff import metrics, plot, run
+from tinydiff import metrics, parallel, plot, run
 from tinydiff.data import TOYS
 
 SAMPLERS: dict[str, Callable[..., Iterator[td.State]]] = {
@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ntinydiff: stopped.", file=sys.stderr)
         return 130
+    finally:
+        parallel.stop()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -61,7 +63,8 @@ def train(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("\nStopped, and nothing is lost: the same command goes on from here.", file=sys.stderr)
         raise
-    print(f"{out / 'samples.png'} shows samples; for more: tinydiff sample {out / 'checkpoint.safetensors'}")
+    if parallel.rank() == 0:
+        print(f"{out / 'samples.png'} shows samples; for more: tinydiff sample {out / 'checkpoint.safetensors'}")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -72,15 +75,17 @@ def sample(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out {out} must end in .png (a picture) or .npy (an array).")
-    denoiser = td.load(args.checkpoint, choose_device(args.device))
+    denoiser = td.load(args.checkpoint, parallel.start(choose_device(args.device)))
     options = {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "seed": args.seed, "label": args.label}
     start = time.perf_counter()
     if out.suffix == ".png":
         run.picture(denoiser, out, args.n, progress=True, **options)
     else:
         x, _ = run.draw(denoiser, args.n, progress=True, **options)
-        np.save(out, x.numpy(), allow_pickle=False)
-    print(f"{args.n} samples in {time.perf_counter() - start:.1f} s: {out}")
+        if parallel.rank() == 0:
+            np.save(out, x.numpy(), allow_pickle=False)
+    if parallel.rank() == 0:
+        print(f"{args.n} samples in {time.perf_counter() - start:.1f} s: {out}")
 
 
 def data(args: argparse.Namespace) -> None:

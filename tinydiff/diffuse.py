@@ -81,6 +81,17 @@ def ddpm_loss(denoiser: Denoiser, x0: Tensor, *, generator: torch.Generator | No
     return denoiser.loss(x0, t, randn(x0.shape, generator, x0), **cond)
 
 
+def stratified_times(schedule: Schedule, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """n times in {1..T} spread evenly, t_i = 1 + floor(T ((u + i/n) mod 1)) with one u ~ U[0, 1): (n,) int64.
+
+    Each is U{1..T} by itself; together they cover all noise levels, which lowers the variance of a batch's loss
+    (Kingma et al. 2021, app. I.1). Drawn on the generator's device.
+    """
+    device = None if generator is None else generator.device
+    u = torch.rand((), generator=generator, dtype=torch.float64, device=device)
+    return 1 + (schedule.T * ((u + torch.arange(n, device=device) / n) % 1)).long()
+
+
 @torch.no_grad()
 def variational_bound(
     denoiser: Any,

@@ -1,7 +1,9 @@
 """A run folder: run.json, log.csv, samples.png and checkpoint.safetensors, made by one recipe for each kind of data."""
 
 import csv
+import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import tinydiff as td
-from tinydiff import plot
+from tinydiff import parallel, plot
+from tinydiff.diffuse import randn
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def train(
     settings |= {"batch": batch or recipe.batch, "lr": lr or recipe.lr}
     x, y = load_data(name)
     classes = int(y.max()) + 1
-    _claim(out, settings)
+    device, first = parallel.start(device), parallel.rank() == 0
+    if first:
+        _claim(out, settings)
 
     torch.manual_seed(seed)  # the initial weights and label dropout; all else comes from the generator
     generator = torch.Generator().manual_seed(seed)
@@ -75,9 +80,10 @@ def train(
     ema = td.EMA(denoiser, recipe.decay)
     checkpoint = out / "checkpoint.safetensors"
     parameters = sum(p.numel() for p in denoiser.parameters())
-    print(f"{name}: {len(x):,} samples of shape {tuple(x.shape[1:])}; {parameters:,} parameters on {device}")
-    if checkpoint.exists():
-        print(f"going on from {checkpoint}")
+    if first:
+        print(f"{name}: {len(x):,} samples of shape {tuple(x.shape[1:])}; {parameters:,} parameters on {device}")
+        if checkpoint.exists():
+            print(f"going on from {checkpoint}")
     steps_of_training = td.train(
         denoiser,
         td.batches(x.to(device), y.to(device), size=settings["batch"], generator=generator),
@@ -85,8 +91,10 @@ def train(
         steps=steps,
         seconds=None if minutes is None else 60 * minutes,
         lr=settings["lr"],
+        loss=parallel.sharded_loss(denoiser),
         generator=generator,
         checkpoint=checkpoint,
+        clock=parallel.clock,
     )
     with closing(steps_of_training):  # Ctrl-C between two steps writes the checkpoint, too
         _follow(steps_of_training, ema, out, steps, minutes)
@@ -115,7 +123,9 @@ def _follow(states: Iterator[td.Progress], ema: td.EMA, out: Path, steps: int | 
     log_path = out / "log.csv"
     fresh, smooth, logged, preview = not log_path.exists(), None, 0.0, 5.0
     total, unit = (steps, "step") if steps else (round(60 * (minutes or 0)), "s")
-    with open(log_path, "a", newline="") as file, tqdm(desc="training", total=total, unit=unit) as bar:
+    first = parallel.rank() == 0
+    bar = tqdm(desc="training", total=total, unit=unit, disable=not first)
+    with open(log_path if first else os.devnull, "a", newline="") as file, bar:
         log = csv.writer(file)
         if fresh:
             log.writerow(["step", "seconds", "loss", "lr", "samples_per_second"])
@@ -143,6 +153,8 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """n samples of a run's denoiser and their labels on the CPU: 0, 1, 2, ... in turn, unless one label is given.
 
+    In a group of processes each draws its share from the same starting noise, and all get the whole.
+
     Raises:
         ValueError: the checkpoint was not made by a run, or has no such label.
     """
@@ -152,26 +164,28 @@ def draw(
     if label is not None and not 0 <= label < classes:
         raise ValueError(f"label {label} is none of this model's classes 0..{classes - 1}.")
     y = torch.arange(n) % classes if label is None else torch.full((n,), label)
-    device = next(denoiser.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    x = td.sample(
-        denoiser,
-        (n, *shape),
-        steps=steps,
-        sampler=sampler,
-        generator=generator,
-        progress=progress,
-        y=y.to(device),
-    )
-    return x.cpu(), y
+    parameter, generator = next(denoiser.parameters()), torch.Generator().manual_seed(seed)
+    noise, mine = randn((n, *shape), generator, parameter), parallel.share(n)
+    if parallel.rank():
+        generator.manual_seed(seed + parallel.rank())  # the shares' later noise must differ
+    times = td.uniform(denoiser.schedule, steps)
+    noisy = {"generator": generator} if "generator" in inspect.signature(sampler).parameters else {}
+    states = sampler(denoiser, noise[mine], times, y=y[mine].to(noise.device), **noisy)
+    x = td.final(tqdm(states, total=steps, desc="sampling", disable=not progress or parallel.rank() > 0))
+    return parallel.gather(x, n).cpu(), y
 
 
 def picture(denoiser: td.Denoiser, path: Path, n: int | None = None, **options: Any) -> None:
     """Samples as a PNG: a grid with a column for each class, or a cloud in 2-D. Options as for `draw`."""
     if len(denoiser.info.get("shape", ())) == 1:
         x, y = draw(denoiser, n or 4000, **options)
-        plot.save_png(path, plot.cloud(x, y, limit=1.3, size=512))
+        _save_png(path, plot.cloud(x, y, limit=1.3, size=512))
     else:
         classes = int(denoiser.info.get("classes", 10))
         x, _ = draw(denoiser, n or 8 * classes, **options)
-        plot.save_png(path, plot.grid(x, columns=min(classes, len(x)), scale=max(1, 56 // x.shape[-1])))
+        _save_png(path, plot.grid(x, columns=min(classes, len(x)), scale=max(1, 56 // x.shape[-1])))
+
+
+def _save_png(path: Path, pixels: plot.Pixels) -> None:
+    if parallel.rank() == 0:
+        plot.save_png(path, pixels)

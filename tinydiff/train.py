@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,7 +103,8 @@ def train(
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     save_every: float = 60.0,
-) -> Iterator[Progress]:
+    clock: Callable[[], float] = time.perf_counter,
+) -> Generator[Progress]:
     """Train the denoiser, yielding after every step: `for p in train(...)`; leave the loop to stop early.
 
     AdamW with the gradient's norm clipped; the learning rate rises linearly over the first `warmup` of the budget and
@@ -121,6 +122,7 @@ def train(
         dtype: of the network's arithmetic; by default `fast_dtype` of the batch.
         loss: called as loss(denoiser, x0, generator=generator, y=y).
         generator: source of the loss's randomness; without it, torch's global one.
+        clock: what counts seconds, the same in all processes of a group.
 
     Raises:
         ValueError: not exactly one budget, a checkpoint of something else, or no batches.
@@ -150,7 +152,7 @@ def train(
         yield now
     try:
         while fraction < 1:
-            started = time.perf_counter()
+            started = clock()
             batch = next(source)
             x0, cond = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {"y": batch[1]})
 
@@ -179,7 +181,7 @@ def train(
                 if ema is not None:
                     ema.update(denoiser)
                 random = _random_state(generator)
-                images, elapsed = images + len(x0), now.seconds + time.perf_counter() - started
+                images, elapsed = images + len(x0), now.seconds + clock() - started
                 fraction = done(now.step + 1, elapsed)
                 now = Progress(now.step + 1, fraction, value.item(), rate, elapsed, images / (elapsed - first))
             if path is not None and now.seconds - saved >= save_every and fraction < 1:
