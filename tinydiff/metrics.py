@@ -186,7 +186,8 @@ def _radii(x: Tensor, k: int) -> Tensor:
 def _root(cov: Tensor) -> Tensor:
     """The symmetric square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(cov)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # rounding makes zeros negative
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # rounding makes zeros negative
+    return root
 
 
 def _labels(y: Tensor) -> Tensor:

@@ -1,0 +1,192 @@
+"""Make a file of tinydiff/weights, its checksum and its entry in the card.
+
+    python benchmarks/make_weights.py mnist-classifier                        # trains it: five minutes on two cores
+    python benchmarks/make_weights.py mnist runs/mnist/checkpoint.safetensors # packs a checkpoint of tinydiff train
+
+Only averaged weights are kept, in half precision if that changes the measured quality by less than 2 % of the floor.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import time
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import tinydiff as td
+from tinydiff import metrics, run
+from tinydiff.checkpoint import header_of, read, tensors_of, write
+from tinydiff.classifier import Classifier, train_classifier
+from tinydiff.data import TOYS
+from tinydiff.evaluate import features, quality, reference_from
+from tinydiff.pretrained import CLASSIFIER, WEIGHTS
+
+TIMES = (0, 200, 400, 500, 600, 700, 800, 1000)
+CARD = """# Weights that come with tinydiff
+
+Made by tinydiff's developers from the data sets named, for `tinydiff.load_pretrained(name)` and, for the classifier,
+`tinydiff.load_classifier()`; MIT licence, like the code. Half-precision weights are read as float32. Each quality is
+beside its floor, what real data of the same number reach. This page and `SHA256SUMS` are written by
+`benchmarks/make_weights.py`; quality figures were measured when the file was made.
+"""
+
+
+def pack(checkpoint: Path, name: str, folder: Path = WEIGHTS) -> None:
+    """Put the denoiser of a training checkpoint into the folder of weights, and renew checksums and card."""
+    denoiser = td.load(checkpoint)
+    minutes = json.loads(read(checkpoint)[0]["training"])["seconds"] / 60
+    rounded = copy.deepcopy(denoiser)
+    rounded.load_state_dict({key: value.half().float() for key, value in denoiser.state_dict().items()})
+    (exact, floor), (half, _) = figures(denoiser), figures(rounded)
+    figure = next(iter(floor))
+    small = abs(half[figure] - exact[figure]) <= 0.02 * abs(floor[figure])
+    print(f"{figure}: {exact[figure]:.4f} in float32, {half[figure]:.4f} in half precision, floor {floor[figure]:.4f}")
+    made = {
+        "command": f"{_command(denoiser.info)} && python benchmarks/make_weights.py {name} CHECKPOINT",
+        "training minutes": round(minutes, 1),
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+        "stored in": "float16" if small else "float32",
+        "quality": half if small else exact,
+        "floor": floor,
+    }
+    tensors = tensors_of(denoiser, "net.")
+    if small:
+        tensors = {key: value.half() if key.startswith("net.") else value for key, value in tensors.items()}
+    folder.mkdir(exist_ok=True)
+    header = header_of(denoiser) | {"info": json.dumps(denoiser.info | made)}
+    write(folder / f"{name}.safetensors", tensors, header)
+    publish(folder)
+
+
+def figures(denoiser: td.Denoiser) -> tuple[dict[str, float], dict[str, float]]:
+    """Quality of 20-step DPM-Solver++ samples and of real data, the deciding figure first."""
+    if denoiser.info["data"] == "mnist":
+        e = td.evaluate(denoiser)
+        return vars(e.samples) | {"seconds per 1000": e.seconds_per_1000}, dict(vars(e.real))
+    x, _ = run.load_data(denoiser.info["data"])
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))].flatten(1)
+    n = min(4000, len(x) // 2)
+    drawn, _ = run.draw(denoiser, n)
+    name = f"energy distance, n = {n}"
+    return (
+        {name: metrics.energy_distance(drawn.flatten(1), x[:n])},
+        {name: metrics.energy_distance(x[n : 2 * n], x[:n])},
+    )
+
+
+def _command(info: dict[str, Any]) -> str:
+    """The training command that the settings in `info` came from."""
+    data = info["data"]
+    recipe = run.RECIPES.get(data, run.RECIPES["toy"])
+    words = ["tinydiff train", f"toy {data}" if data in TOYS else data]
+    usual = {"steps": None, "minutes": None, "batch": recipe.batch, "lr": recipe.lr, "seed": 0}
+    return " ".join(
+        [*words, *(f"--{key} {info[key]}" for key, value in usual.items() if info.get(key, value) != value)]
+    )
+
+
+def make_classifier(steps: int = 4000, folder: Path = WEIGHTS) -> None:
+    """Train the classifier on MNIST, measure the training set with it, and store both in one file."""
+    (x, y), (test_x, test_y) = td.mnist(), td.mnist("test")
+    torch.manual_seed(0)
+    classifier, generator = Classifier(), torch.Generator().manual_seed(0)
+    start = time.perf_counter(), time.process_time()
+    for p in tqdm(train_classifier(classifier, x, y, steps=steps, generator=generator), total=steps):
+        seconds = p.seconds
+    cpu = time.process_time() - start[1]
+    weights = {key: value.half() for key, value in classifier.state_dict().items()}
+    classifier.load_state_dict(weights)  # measured as shipped
+    classifier.requires_grad_(False)
+    right = {t: accuracy(classifier, test_x, test_y, t) for t in TIMES}
+    reference = reference_tensors(classifier, x, test_x, test_y)
+    made = {
+        "data": "mnist",
+        "command": f"python benchmarks/make_weights.py {CLASSIFIER}",
+        "training minutes": round(seconds / 60, 1),
+        "training minutes of one core": round(cpu / 60, 1),
+        "parameters": sum(p.numel() for p in classifier.parameters()),
+        "stored in": "float16",
+        "quality": {f"test accuracy at t = {t}": value for t, value in right.items()},
+        "floor": {f"Frechet distance of {int(row[0])} test digits": row[1].item() for row in reference["floor"]},
+    }
+    header = {"format": "tinydiff", "version": "1", "config": json.dumps(classifier.config), "info": json.dumps(made)}
+    tensors = {f"net.{key}": value for key, value in weights.items()}
+    tensors |= {f"reference.{key}": value for key, value in reference.items()}
+    tensors["schedule.log_alpha_bar"] = classifier.schedule.log_alpha_bar
+    folder.mkdir(exist_ok=True)
+    write(folder / f"{CLASSIFIER}.safetensors", tensors, header)
+    publish(folder)
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, x: Tensor, y: Tensor, t: float) -> float:
+    """Share of digits recognised at time t."""
+    x = td.q_sample(classifier.schedule, x, t, generator=torch.Generator().manual_seed(0))
+    predicted = torch.cat([classifier(part, t).argmax(1) for part in torch.split(x, 500)])
+    return metrics.class_agreement(y, predicted)
+
+
+def reference_tensors(classifier: Classifier, x: Tensor, test_x: Tensor, test_y: Tensor) -> dict[str, Tensor]:
+    """What `reference_from` reads."""
+    seen, test = features(classifier, x), features(classifier, test_x)
+    mean, cov = metrics.moments(seen)
+    basis = torch.linalg.eigh(cov).eigenvectors.flip(1)[:, :16].contiguous()
+    points = (seen.double() - mean) @ basis
+    scale = points.std(0) * (8 / 255)  # 8 bits span four standard deviations on either side; farther out is clipped
+    codes = (points / scale).round().clamp(-127, 127).to(torch.int8)
+    tensors = {"mean": mean, "cov": cov, "basis": basis, "codes": codes, "scale": scale}
+    tensors |= {"close": torch.zeros(()), "floor": torch.zeros(1, 8)}
+    draft = reference_from(tensors)
+    tensors["close"] = metrics.nearest_distance(draft.project(test), draft.points).quantile(0.01)
+
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+    predicted, reference, rows = classifier.head(test).argmax(1), reference_from(tensors), []
+    for n in (500, 1000, 2000, 5000, 10_000):
+        parts = order.split(n)
+        values = [astuple(quality(test[part], predicted[part], test_y[part], reference)) for part in parts]
+        rows.append([n, *torch.tensor(values, dtype=torch.float64).mean(0).tolist()])
+        print(rows[-1])
+    return tensors | {"floor": torch.tensor(rows, dtype=torch.float64)}
+
+
+def publish(folder: Path) -> None:
+    """Write SHA256SUMS and README.md for the files in the folder."""
+    sums, card, paths = [], [CARD], sorted(folder.glob("*.safetensors"))
+    for path in paths:
+        content, info = path.read_bytes(), json.loads(read(path)[0]["info"])
+        sums.append(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+        quality, floor = info["quality"], info["floor"]
+        card.append(
+            f"\n## {path.stem}\n\n{info['parameters']:,} parameters in {info['stored in']}, {len(content):,} bytes."
+        )
+        card.append(f" Trained on {info['data']} for {info['training minutes']} minutes. Made by\n\n")
+        card.append(f"    {info['command']}\n\n| measured | value | real data |\n| --- | --- | --- |\n")
+        for key in quality | floor:
+            value, real = quality.get(key), floor.get(key)
+            card.append(f"| {key} | {_cell(value)} | {_cell(real)} |\n")
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    (folder / "README.md").write_text("".join(card))
+    print(f"{len(paths)} files, {sum(path.stat().st_size for path in paths):,} bytes in {folder}")
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="the name to load it by")
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="of tinydiff train; not for the classifier")
+    args = parser.parse_args()
+    if args.name == CLASSIFIER:
+        make_classifier()
+    elif args.checkpoint is None:
+        parser.error(f"{args.name} needs a checkpoint")
+    else:
+        pack(args.checkpoint, args.name)

@@ -1,0 +1,69 @@
+"""The models that come with tinydiff: small files inside the package, so that every lesson works offline.
+
+`weights/README.md` says how each was made and how good it is; `weights/SHA256SUMS` what its bytes must be.
+"""
+
+import difflib
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from tinydiff.checkpoint import load, read, strip
+from tinydiff.classifier import Classifier
+from tinydiff.denoise import Denoiser
+from tinydiff.schedule import Schedule
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+CLASSIFIER = "mnist-classifier"
+
+
+def load_pretrained(name: str, device: torch.device | str = "cpu") -> Denoiser:
+    """A shipped denoiser, in float32 and eval mode; no network needed. `denoiser.info` says how it was made.
+
+    Raises:
+        ValueError: there is no such model, or its file is damaged.
+        FileNotFoundError: its file is missing from this installation.
+    """
+    names = [stem for stem in _checksums() if stem != CLASSIFIER]
+    if name not in names:
+        close = difflib.get_close_matches(str(name), names, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        other = "load_classifier() gives the classifier" if name == CLASSIFIER else "load(path) reads a file of yours"
+        raise ValueError(f"{name!r} is not a shipped denoiser{hint}: choose one of {', '.join(names)}; {other}.")
+    return load(verified(name), device)
+
+
+def load_classifier(device: torch.device | str = "cpu") -> Classifier:
+    """The shipped MNIST classifier, clean and noise-aware, in float32, eval mode and without gradients of its own.
+
+    Raises:
+        ValueError: its file is damaged.
+        FileNotFoundError: its file is missing from this installation.
+    """
+    header, tensors = read(verified(CLASSIFIER))
+    classifier = Classifier(**json.loads(header["config"]), schedule=Schedule(tensors["schedule.log_alpha_bar"]))
+    classifier.load_state_dict(strip(tensors, "net."))
+    classifier.info = json.loads(header["info"])
+    return classifier.to(device).eval().requires_grad_(False)
+
+
+def _checksums() -> dict[str, str]:
+    """SHA-256 of each shipped file, by its name without the ending."""
+    lines = (WEIGHTS / "SHA256SUMS").read_text().splitlines()
+    return {file.removesuffix(".safetensors"): digest for digest, file in map(str.split, lines)}
+
+
+def verified(name: str) -> Path:
+    """The path of a shipped file whose bytes are as they were shipped."""
+    path = WEIGHTS / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, f"{path} is missing from this installation: reinstall tinydiff")
+    digest, expected = hashlib.sha256(path.read_bytes()).hexdigest(), _checksums()[name]
+    if digest != expected:
+        raise ValueError(
+            f"{path} is damaged, its SHA-256 is {digest[:12]}… in place of {expected[:12]}…: reinstall tinydiff."
+        )
+    return path
