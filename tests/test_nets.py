@@ -120,6 +120,12 @@ def test_config_survives_json_and_rebuilds_the_network(net: nn.Module) -> None:
     twin.load_state_dict(net.state_dict())
 
 
+def test_detail_reaches_the_output_by_the_skip_alone() -> None:
+    net, x, t = shaken(unet()), normal(2, 1, 8, 8), torch.ones(2, dtype=torch.float64)
+    nn.init.zeros_(net.grow.weight)  # nothing comes up from half the resolution
+    assert (net(x, t) - net(x.roll(1, 0), t)).abs().min() > 1e-6
+
+
 def test_unet_starts_by_predicting_zero() -> None:
     assert not unet()(torch.randn(2, 1, 8, 8), torch.ones(2)).any()
 

@@ -15,6 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tinydiff.denoise import Denoiser, EpsDenoiser, VDenoiser, X0Denoiser
 from tinydiff.nets import MLP, UNet
@@ -57,6 +58,57 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit its own description, make or fetch it again: {error}") from None
     return denoiser.to(device).eval()
+
+
+def save_training(
+    path: Path, models: dict[str, Denoiser], optimiser: Optimizer, random: dict[str, Tensor], told: dict[str, Any]
+) -> None:
+    """Write everything that the next training step depends on.
+
+    Args:
+        models: by the prefix of their tensors' names; "net." is the one in training.
+        random: states of random number generators.
+        told: whatever else JSON can hold.
+    """
+    info = {"info": json.dumps(models["net."].info), "training": json.dumps(told)}
+    header = header_of(models["net."]) | info
+    tensors = dict(random)
+    for prefix, model in models.items():
+        tensors |= tensors_of(model, prefix)
+    for i, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optim.{i}.{name}": value for name, value in moments.items()}
+    write(path, tensors, header)
+
+
+def load_training(
+    path: Path, models: dict[str, Denoiser], optimiser: Optimizer, random: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The inverse of `save_training`: fills models and optimiser, returns `told` and `random`.
+
+    Raises:
+        ValueError: the file is not a checkpoint of this very model; nothing has been filled then.
+    """
+    header, tensors = read(path)
+    if "training" not in header:
+        raise ValueError(f"{path} holds weights and nothing to resume from: load it, or choose another checkpoint.")
+    for name, ours in header_of(models["net."]).items():
+        if header.get(name) != ours:
+            raise ValueError(
+                f"{path} is another model, its {name} is {header.get(name)} and here {ours}: choose another checkpoint."
+            )
+    same = torch.equal(tensors["schedule.log_alpha_bar"], models["net."].schedule.log_alpha_bar)
+    found = {name.split(".")[0] + "." for name in tensors} - {"optim.", "random.", "schedule."}
+    if not same or found != set(models) or {name for name in tensors if name.startswith("random.")} != set(random):
+        raise ValueError(
+            f"{path} was trained with another schedule, or with an EMA or a generator where there is none now (or the "
+            "reverse): pass the same, or choose another checkpoint."
+        )
+    for prefix, model in models.items():
+        model.net.load_state_dict(strip(tensors, prefix))
+    state = optimiser.state_dict()
+    state["state"] = {i: strip(tensors, f"optim.{i}.") for i in state["param_groups"][0]["params"]}
+    optimiser.load_state_dict(state)
+    return json.loads(header["training"]), {name: tensors[name] for name in random}
 
 
 def header_of(denoiser: Denoiser) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The training loop, to be read from top to bottom, and the running average of weights that one samples from."""
 
 import copy
-import json
 import math
 import signal
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinydiff.checkpoint import header_of, load, read, save, strip, tensors_of, write
+from tinydiff.checkpoint import header_of, load, load_training, save, save_training
 from tinydiff.denoise import Denoiser
 from tinydiff.diffuse import ddpm_loss
 
@@ -137,17 +136,28 @@ def train(
     fused = parameters[0].device.type in ("cpu", "cuda")
     optimiser = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused)
     now = Progress(step=0, fraction=0.0, loss=math.nan, lr=0.0, seconds=0.0, images_per_second=0.0)
+    models = {"net.": denoiser} if ema is None else {"net.": denoiser, "ema.": ema.denoiser}
+    random = _random_state(generator)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
         header_of(denoiser)  # what cannot be saved is better known before training than after
-        if path.exists():
-            now = _resume(path, denoiser, optimiser, ema, generator)
+    if path is not None and path.exists():
+        told, random = load_training(path, models, optimiser, random)
+        now = Progress(**{field: told[field] for field in Progress.__dataclass_fields__})
+        torch.set_rng_state(random["random.torch"])
+        if generator is not None:
+            generator.set_state(random["random.generator"])
+        if ema is not None:
+            ema.updates = told["updates"]
 
     def done(step: float, elapsed: float) -> float:
         return min(1.0, step / steps if steps else elapsed / seconds)  # type: ignore[operator]
 
+    def keep(path: Path) -> None:
+        told = asdict(now) | {"updates": 0 if ema is None else ema.updates}
+        save_training(path, models, optimiser, random, told)
+
     first, saved, images, source = now.seconds, now.seconds, 0, _endless(batches)
-    random = _random_state(generator)
     if (fraction := done(now.step, now.seconds)) == 1:
         yield now
     try:
@@ -185,68 +195,14 @@ def train(
                 fraction = done(now.step + 1, elapsed)
                 now = Progress(now.step + 1, fraction, value.item(), rate, elapsed, images / (elapsed - first))
             if path is not None and now.seconds - saved >= save_every and fraction < 1:
-                _save(path, denoiser, optimiser, ema, now, random)
+                keep(path)
                 saved = now.seconds
             yield now
     finally:
         denoiser.eval()
         if path is not None and now.seconds > saved:
             with _uninterrupted():
-                _save(path, denoiser, optimiser, ema, now, random)
-
-
-def _save(
-    path: Path,
-    denoiser: Denoiser,
-    optimiser: torch.optim.Optimizer,
-    ema: EMA | None,
-    now: Progress,
-    random: dict[str, Tensor],
-) -> None:
-    """Everything that the next step depends on."""
-    moments = optimiser.state_dict()["state"].items()
-    tensors = {f"optim.{i}.{name}": value for i, state in moments for name, value in state.items()}
-    averaged = {} if ema is None else tensors_of(ema.denoiser, "ema.")
-    training = asdict(now) | {"updates": 0 if ema is None else ema.updates}
-    header = header_of(denoiser) | {"info": json.dumps(denoiser.info), "training": json.dumps(training)}
-    write(path, tensors_of(denoiser, "net.") | averaged | tensors | random, header)
-
-
-def _resume(
-    path: Path,
-    denoiser: Denoiser,
-    optimiser: torch.optim.Optimizer,
-    ema: EMA | None,
-    generator: torch.Generator | None,
-) -> Progress:
-    """The inverse of `_save`."""
-    header, tensors = read(path)
-    if "training" not in header:
-        raise ValueError(f"{path} holds weights and nothing to resume from: load it, or choose another checkpoint.")
-    for name, ours in header_of(denoiser).items():
-        if header.get(name) != ours:
-            raise ValueError(
-                f"{path} is another model, its {name} is {header.get(name)} and here {ours}: choose another checkpoint."
-            )
-    averaged, moments = strip(tensors, "ema."), strip(tensors, "optim.")
-    same = torch.equal(tensors["schedule.log_alpha_bar"], denoiser.schedule.log_alpha_bar)
-    if not same or bool(averaged) != (ema is not None) or ("random.generator" in tensors) != (generator is not None):
-        raise ValueError(
-            f"{path} was trained with another schedule, or with an EMA or a generator where there is none now (or the "
-            "reverse): pass the same, or choose another checkpoint."
-        )
-    training = json.loads(header["training"])
-    denoiser.net.load_state_dict(strip(tensors, "net."))
-    if ema is not None:
-        ema.denoiser.net.load_state_dict(averaged)
-        ema.updates = training["updates"]
-    state = optimiser.state_dict()
-    state["state"] = {i: strip(moments, f"{i}.") for i in state["param_groups"][0]["params"]}
-    optimiser.load_state_dict(state)
-    torch.set_rng_state(tensors["random.torch"])
-    if generator is not None:
-        generator.set_state(tensors["random.generator"])
-    return Progress(**{name: training[name] for name in Progress.__dataclass_fields__})
+                keep(path)
 
 
 def _random_state(generator: torch.Generator | None) -> dict[str, Tensor]:
