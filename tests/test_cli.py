@@ -61,7 +61,7 @@ def test_sample_writes_pictures_and_arrays_of_the_asked_kind(trained: Path, tmp_
     checkpoint = str(trained / "checkpoint.safetensors")
     array, again, other = (tmp_path / name for name in ("a.npy", "b.npy", "c.npy"))
     for out, seed in ((array, "3"), (again, "3"), (other, "4")):
-        options = ["--n", "5", "--steps", "3", "--label", "7", "--out", str(out), "--seed", seed]
+        options = ["-n", "5", "--steps", "3", "--label", "7", "--out", str(out), "--seed", seed]
         assert cli.main(["sample", checkpoint, *options]) == 0
     assert np.load(array).shape == (5, 1, 8, 8)
     assert np.array_equal(np.load(array), np.load(again))
@@ -73,7 +73,7 @@ def test_sample_writes_pictures_and_arrays_of_the_asked_kind(trained: Path, tmp_
 
     picture = tmp_path / "grid.png"
     assert (
-        cli.main(["sample", checkpoint, "--n", "20", "--sampler", "ddpm", "--steps", "2", "--out", str(picture)]) == 0
+        cli.main(["sample", checkpoint, "-n", "20", "--sampler", "ddpm", "--steps", "2", "--out", str(picture)]) == 0
     )
     assert Image.open(picture).size == (10 * 57 - 1, 2 * 57 - 1)
 

@@ -69,7 +69,7 @@ def train(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Draw from a checkpoint into a PNG or an array."""
-    for option in ("n", "steps"):
+    for option in ("num", "steps"):
         if getattr(args, option) < 1:
             raise ValueError(f"--{option} {getattr(args, option)} must be at least 1.")
     out = Path(args.out)
@@ -79,13 +79,13 @@ def sample(args: argparse.Namespace) -> None:
     options = {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "seed": args.seed, "label": args.label}
     start = time.perf_counter()
     if out.suffix == ".png":
-        run.picture(denoiser, out, args.n, progress=True, **options)
+        run.picture(denoiser, out, args.num, progress=True, **options)
     else:
-        x, _ = run.draw(denoiser, args.n, progress=True, **options)
+        x, _ = run.draw(denoiser, args.num, progress=True, **options)
         if parallel.rank() == 0:
             np.save(out, x.numpy(), allow_pickle=False)
     if parallel.rank() == 0:
-        print(f"{args.n} samples in {time.perf_counter() - start:.1f} s: {out}")
+        print(f"{args.num} samples in {time.perf_counter() - start:.1f} s: {out}")
 
 
 def data(args: argparse.Namespace) -> None:
@@ -233,11 +233,11 @@ def _parser() -> argparse.ArgumentParser:
         sample,
         "Draw samples from a checkpoint.",
         "runs/digits/checkpoint.safetensors",
-        "runs/mnist/checkpoint.safetensors --label 7 --n 16 --out sevens.png",
-        "runs/mnist/checkpoint.safetensors --sampler ddpm --steps 1000 --n 1000 --out samples.npy",
+        "runs/mnist/checkpoint.safetensors --label 7 -n 16 --out sevens.png",
+        "runs/mnist/checkpoint.safetensors --sampler ddpm --steps 1000 -n 1000 --out samples.npy",
     )
     p.add_argument("checkpoint", help="a file written by tinydiff train or tinydiff.save")
-    p.add_argument("--n", type=int, default=80, help="number of samples (default: 80)")
+    p.add_argument("-n", "--num", type=int, default=80, help="number of samples (default: 80)")
     p.add_argument("--steps", type=int, default=20, help="steps of the sampler (default: 20)")
     p.add_argument("--sampler", choices=list(SAMPLERS), default="dpm_solver_pp", help="default: dpm_solver_pp")
     p.add_argument("--label", type=int, help="draw this class only; default: all in turn")
