@@ -68,11 +68,11 @@ def test_blur_and_noise_are_seen(mnist_test: tuple[Tensor, Tensor]) -> None:
         blurred.append(F.conv2d(F.pad(blurred[-1], [1] * 4, value=-1), (line[:, None] * line)[None, None]))
     blur = [measure(part) for part in blurred]
     assert [q.frechet for q in blur] == sorted(q.frechet for q in blur)
-    assert blur[3].frechet > 4 * blur[0].frechet
+    assert blur[3].frechet > 3 * blur[0].frechet
     assert blur[3].precision < blur[0].precision - 0.1
     noise = [measure(x + s * normal(*x.shape, dtype=x.dtype)) for s in (0.3, 1.0)]
     assert blur[0].frechet < noise[0].frechet < noise[1].frechet / 3
-    assert measure(normal(500, 1, 28, 28, dtype=x.dtype)).frechet > 50 * blur[0].frechet
+    assert measure(normal(500, 1, 28, 28, dtype=x.dtype)).frechet > 30 * blur[0].frechet
 
 
 def test_missing_classes_are_seen(seen: Tensor, mnist_test: tuple[Tensor, Tensor]) -> None:

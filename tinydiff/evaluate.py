@@ -122,12 +122,13 @@ def evaluate(
     """
     takes_y = _check(denoiser, n)
     y = torch.arange(n) % 10
-    parameters = next(denoiser.parameters(), torch.empty(0)) if isinstance(denoiser, nn.Module) else torch.empty(0)
+    parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
+    device = next(parameters, torch.empty(0)).device
     generator, images = torch.Generator().manual_seed(seed), []
     start = time.perf_counter()
     with tqdm(desc="sampling", total=n, unit="sample", disable=not progress) as bar:
         for labels in torch.split(y, batch):
-            cond: dict[str, Any] = {"y": labels.to(parameters.device)} if takes_y else {}
+            cond: dict[str, Any] = {"y": labels.to(device)} if takes_y else {}
             shape = (len(labels), 1, 28, 28)
             images.append(sample(denoiser, shape, steps=steps, sampler=sampler, generator=generator, **cond).cpu())
             bar.update(len(labels))

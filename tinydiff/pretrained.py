@@ -44,8 +44,11 @@ def load_classifier(device: torch.device | str = "cpu") -> Classifier:
         FileNotFoundError: its file is missing from this installation.
     """
     header, tensors = read(verified(CLASSIFIER))
-    classifier = Classifier(**json.loads(header["config"]), schedule=Schedule(tensors["schedule.log_alpha_bar"]))
-    classifier.load_state_dict(strip(tensors, "net."))
+    schedule = Schedule(tensors["schedule.log_alpha_bar"])
+    with torch.device("meta"):  # first weights would be drawn in vain, and from the caller's random numbers
+        classifier = Classifier(**json.loads(header["config"]), schedule=schedule)
+    weights = {key: value.float() for key, value in strip(tensors, "net.").items()}
+    classifier.load_state_dict(weights, assign=True)
     classifier.info = json.loads(header["info"])
     return classifier.to(device).eval().requires_grad_(False)
 
