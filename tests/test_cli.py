@@ -72,9 +72,7 @@ def test_sample_writes_pictures_and_arrays_of_the_asked_kind(trained: Path, tmp_
     assert np.array_equal(np.load(array), expected.numpy())
 
     picture = tmp_path / "grid.png"
-    assert (
-        cli.main(["sample", checkpoint, "-n", "20", "--sampler", "ddpm", "--steps", "2", "--out", str(picture)]) == 0
-    )
+    assert cli.main(["sample", checkpoint, "-n", "20", "--sampler", "ddpm", "--steps", "2", "--out", str(picture)]) == 0
     assert Image.open(picture).size == (10 * 57 - 1, 2 * 57 - 1)
 
 
@@ -82,6 +80,18 @@ def test_toys_train_and_draw_a_cloud(tmp_path: Path) -> None:
     out = tmp_path / "moons"
     assert cli.main(["train", "toy", "moons", "--steps", "3", "--out", str(out)]) == 0
     assert Image.open(out / "samples.png").size == (512, 512)
+
+
+def test_evaluate_prints_the_floor_and_refuses_other_pictures(trained: Path, tmp_path: Path, capsys) -> None:
+    assert cli.main(["evaluate", str(trained / "checkpoint.safetensors")]) == 2
+    assert "MNIST" in capsys.readouterr().err
+    net = td.VDenoiser(td.UNet(classes=10), td.cosine())
+    net.info = {"data": "mnist", "shape": [1, 28, 28], "classes": 10}
+    td.save(tmp_path / "untrained.safetensors", net)
+    assert cli.main(["evaluate", str(tmp_path / "untrained.safetensors"), "-n", "500", "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "real test digits" in printed
+    assert "times the floor" in printed
 
 
 @pytest.mark.parametrize("name", ["smiley", "digits"])
@@ -164,7 +174,7 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
     assert stop.value.code == 2
-    for command in ("train", "sample", "data", "demo", "doctor", "lessons"):
+    for command in ("train", "sample", "evaluate", "data", "demo", "doctor", "lessons"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0

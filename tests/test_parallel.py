@@ -56,9 +56,7 @@ def test_two_processes_train_and_sample_like_one(script: Path, tmp_path: Path) -
     checkpoint = str(tmp_path / "1" / "checkpoint.safetensors")
     alone, together = tmp_path / "alone.npy", tmp_path / "together.npy"
     assert cli.main(["sample", checkpoint, "-n", "7", "--steps", "4", "--out", str(alone), "--device", "cpu"]) == 0
-    done = launch(
-        2, script, "sample", checkpoint, "-n", "7", "--steps", "4", "--out", str(together), "--device", "cpu"
-    )
+    done = launch(2, script, "sample", checkpoint, "-n", "7", "--steps", "4", "--out", str(together), "--device", "cpu")
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(together), np.load(alone), rtol=0, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""The `tinydiff` command: train, sample, data, demo, doctor, lessons."""
+"""The `tinydiff` command: train, sample, evaluate, data, demo, doctor, lessons."""
 
 import argparse
 import importlib.util
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace) -> None:
             raise ValueError(f"--{option} {value:g} must be greater than 0.")
     name = args.name or args.data
     out = Path(args.out or f"runs/{name}")
-    options = {option: getattr(args, option) for option in ("seed", "steps", "minutes", "batch", "lr")}
+    options = {option: getattr(args, option) for option in ("seed", "steps", "minutes", "batch", "lr", "compile")}
     try:
         run.train(name, out, device=choose_device(args.device), **options)
     except KeyboardInterrupt:
@@ -86,6 +86,12 @@ def sample(args: argparse.Namespace) -> None:
             np.save(out, x.numpy(), allow_pickle=False)
     if parallel.rank() == 0:
         print(f"{args.num} samples in {time.perf_counter() - start:.1f} s: {out}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure a model of MNIST beside real test digits."""
+    denoiser = td.load(args.checkpoint, choose_device(args.device))
+    print(td.evaluate(denoiser, args.num, steps=args.steps, sampler=SAMPLERS[args.sampler], seed=args.seed))
 
 
 def data(args: argparse.Namespace) -> None:
@@ -207,6 +213,10 @@ def _parser() -> argparse.ArgumentParser:
     def device(p: argparse.ArgumentParser) -> None:
         p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: auto")
 
+    def steps_and_sampler(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--steps", type=int, default=20, help="steps of the sampler (default: 20)")
+        p.add_argument("--sampler", choices=list(SAMPLERS), default="dpm_solver_pp", help="default: dpm_solver_pp")
+
     def seed(p: argparse.ArgumentParser) -> None:
         p.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
 
@@ -225,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--minutes", type=float, help=f"or for so many minutes (default: {defaults})")
     p.add_argument("--batch", type=int, help="samples in a batch")
     p.add_argument("--lr", type=float, help="peak learning rate")
+    p.add_argument("--compile", action="store_true", help="compile the network first; needs a C++ compiler")
     p.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME)")
     device(p)
     seed(p)
@@ -238,10 +249,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("checkpoint", help="a file written by tinydiff train or tinydiff.save")
     p.add_argument("-n", "--num", type=int, default=80, help="number of samples (default: 80)")
-    p.add_argument("--steps", type=int, default=20, help="steps of the sampler (default: 20)")
-    p.add_argument("--sampler", choices=list(SAMPLERS), default="dpm_solver_pp", help="default: dpm_solver_pp")
+    steps_and_sampler(p)
     p.add_argument("--label", type=int, help="draw this class only; default: all in turn")
     p.add_argument("--out", default="samples.png", help="a .png or .npy file (default: samples.png)")
+    device(p)
+    seed(p)
+
+    p = command(
+        evaluate,
+        "Measure the samples of a model of MNIST beside real test digits; needs no data.",
+        "runs/mnist/checkpoint.safetensors",
+        "runs/mnist/checkpoint.safetensors -n 2000 --sampler ddim --steps 50",
+    )
+    p.add_argument("checkpoint", help="a file written by tinydiff train mnist")
+    p.add_argument("-n", "--num", type=int, default=10_000, help="number of samples (default: 10000)")
+    steps_and_sampler(p)
     device(p)
     seed(p)
 

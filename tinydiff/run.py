@@ -32,7 +32,7 @@ class Recipe:
 
 RECIPES = {
     "toy": Recipe(lambda k: td.VDenoiser(td.MLP(classes=k), td.linear()), 1024, 2e-3, 0.995, minutes=0.5),
-    "digits": Recipe(lambda k: td.VDenoiser(td.UNet(patch=1, classes=k), td.cosine()), 128, 2e-3, 0.995, minutes=1.2),
+    "digits": Recipe(lambda k: td.VDenoiser(td.UNet(patch=1, classes=k), td.cosine()), 128, 2e-3, 0.999, minutes=1.2),
     "mnist": Recipe(lambda k: td.VDenoiser(td.UNet(patch=2, classes=k), td.cosine()), 128, 2e-3, 0.999, minutes=10),
 }
 
@@ -54,6 +54,7 @@ def train(
     minutes: float | None = None,
     batch: int | None = None,
     lr: float | None = None,
+    compile: bool = False,
 ) -> td.Denoiser:
     """Train on the data set `name` into the folder `out`, or go on with the run that lies there.
 
@@ -78,6 +79,8 @@ def train(
     denoiser = recipe.denoiser(classes).to(device)
     denoiser.info = settings | {"shape": list(x.shape[1:]), "classes": classes}
     ema = td.EMA(denoiser, recipe.decay)
+    if compile:
+        denoiser.net.compile()
     checkpoint = out / "checkpoint.safetensors"
     parameters = sum(p.numel() for p in denoiser.parameters())
     if first:
