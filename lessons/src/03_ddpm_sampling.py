@@ -20,7 +20,7 @@
 # - read a curve of quality against steps, and tell sampler error from network error,
 # - recognise five sampling bugs by their pictures.
 #
-# Two cells are slow: training a network (about 5 seconds) and measuring quality (about 8).
+# Two cells are slow: training a network (about 6 seconds) and measuring quality (about 8).
 
 # %%
 import math
@@ -47,7 +47,7 @@ T = schedule.T
 exact = world.denoiser(schedule)
 
 
-def learn(kind, steps=1500):
+def learn(kind, steps=2000):
     """As in lesson 02."""
     torch.manual_seed(0)
     denoiser = kind(td.MLP(hidden=64), schedule)
@@ -411,8 +411,8 @@ claims = {
     "up to 20 steps beta beats beta-tilde in this world": all(
         b < a for a, b in zip(tilde[:3], beta_curve[:3], strict=True)
     ),
-    "learnt within 25 percent of exact, up to 20 steps": all(
-        abs(b / a - 1) < 0.25 for a, b in zip(tilde[:3], network[:3], strict=True)
+    "learnt within 50 percent of exact, up to 20 steps": all(
+        abs(b / a - 1) < 0.5 for a, b in zip(tilde[:3], network[:3], strict=True)
     ),
     "at 200 steps the exact denoiser is within 3 floors": tilde[-1] < 3 * floor,
     "at 200 steps the learnt one, too": network[-1] < 3 * floor,
