@@ -18,7 +18,7 @@ WITHOUT_DROPOUT = """
 import sys, dataclasses, torch, tinydiff as td
 from tinydiff import cli, run
 torch.set_num_threads(1)
-plain = lambda k: td.VDenoiser(td.MLP(classes=k, label_dropout=0), td.linear())
+plain = lambda w, k: td.VDenoiser(td.MLP(hidden=w, classes=k, label_dropout=0), td.linear())
 run.RECIPES["toy"] = dataclasses.replace(run.RECIPES["toy"], denoiser=plain)
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -52,12 +52,14 @@ def train(args: argparse.Namespace) -> None:
         raise ValueError(f"toy needs a name: tinydiff train toy {next(iter(TOYS))} (or {', '.join(list(TOYS)[1:])}).")
     if args.data != "toy" and args.name is not None:
         raise ValueError(f"{args.data} takes no name, but {args.name!r} was given: tinydiff train {args.data}.")
-    for option in ("steps", "minutes", "batch", "lr"):
+    for option in ("steps", "minutes", "width", "batch", "lr"):
         if (value := getattr(args, option)) is not None and not value > 0:
             raise ValueError(f"--{option} {value:g} must be greater than 0.")
     name = args.name or args.data
     out = Path(args.out or f"runs/{name}")
-    options = {option: getattr(args, option) for option in ("seed", "steps", "minutes", "batch", "lr", "compile")}
+    options = {
+        option: getattr(args, option) for option in ("seed", "steps", "minutes", "width", "batch", "lr", "compile")
+    }
     try:
         run.train(name, out, device=choose_device(args.device), **options)
     except KeyboardInterrupt:
@@ -233,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, help="train for so many steps")
     budget.add_argument("--minutes", type=float, help=f"or for so many minutes (default: {defaults})")
+    p.add_argument("--width", type=int, help="width of the network (default: 32, for a toy 128)")
     p.add_argument("--batch", type=int, help="samples in a batch")
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--compile", action="store_true", help="compile the network first; needs a C++ compiler")

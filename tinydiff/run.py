@@ -23,7 +23,8 @@ from tinydiff.diffuse import randn
 class Recipe:
     """How a kind of data is trained: measured defaults."""
 
-    denoiser: Callable[[int], td.Denoiser]  # of the number of classes
+    denoiser: Callable[[int, int], td.Denoiser]  # of width and number of classes
+    width: int
     batch: int
     lr: float
     decay: float  # of the EMA
@@ -31,9 +32,15 @@ class Recipe:
 
 
 RECIPES = {
-    "toy": Recipe(lambda k: td.VDenoiser(td.MLP(classes=k), td.linear()), 1024, 2e-3, 0.995, minutes=0.5),
-    "digits": Recipe(lambda k: td.VDenoiser(td.UNet(patch=1, classes=k), td.cosine()), 128, 2e-3, 0.999, minutes=1.2),
-    "mnist": Recipe(lambda k: td.VDenoiser(td.UNet(patch=2, classes=k), td.cosine()), 128, 2e-3, 0.999, minutes=10),
+    "toy": Recipe(
+        lambda w, k: td.VDenoiser(td.MLP(hidden=w, classes=k), td.linear()), 128, 1024, 2e-3, 0.995, minutes=0.5
+    ),
+    "digits": Recipe(
+        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=1, classes=k), td.cosine()), 32, 128, 2e-3, 0.999, minutes=1.2
+    ),
+    "mnist": Recipe(
+        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=2, classes=k), td.cosine()), 32, 128, 2e-3, 0.999, minutes=10
+    ),
 }
 
 
@@ -52,6 +59,7 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     minutes: float | None = None,
+    width: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
     compile: bool = False,
@@ -67,7 +75,7 @@ def train(
     recipe = RECIPES.get(name, RECIPES["toy"])
     minutes = None if steps else minutes or recipe.minutes
     settings: dict[str, Any] = {"data": name, "seed": seed, "steps": steps, "minutes": minutes}
-    settings |= {"batch": batch or recipe.batch, "lr": lr or recipe.lr}
+    settings |= {"width": width or recipe.width, "batch": batch or recipe.batch, "lr": lr or recipe.lr}
     x, y = load_data(name)
     classes = int(y.max()) + 1
     device, first = parallel.start(device), parallel.rank() == 0
@@ -76,7 +84,7 @@ def train(
 
     torch.manual_seed(seed)  # the initial weights and label dropout; all else comes from the generator
     generator = torch.Generator().manual_seed(seed)
-    denoiser = recipe.denoiser(classes).to(device)
+    denoiser = recipe.denoiser(settings["width"], classes).to(device)
     denoiser.info = settings | {"shape": list(x.shape[1:]), "classes": classes}
     ema = td.EMA(denoiser, recipe.decay)
     if compile:
