@@ -185,13 +185,16 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
 def test_ctrl_c_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "tinydiff", "train", "toy", "rings", "--steps", "100000", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log, deadline = out / "log.csv", time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") > 0) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  background jobs inherit deaf ears
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    try:
+        preview, deadline = out / "samples.png", time.monotonic() + 200
+        while not preview.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)  # the first preview comes after five seconds of training
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert "nothing is lost" in error
     assert "Traceback" not in error
