@@ -38,7 +38,7 @@ measured when the file was made and stands beside its floor, what real data of t
 `mnist-classifier` also holds what `tinydiff.evaluate` compares with: mean and covariance of its 64 features of the
 60,000 training digits, their 16 leading principal components in 8 bits each, and the floor: how the 10,000 test digits
 compare. Frechet distances are its own: they cannot be compared with those on other features. t counts noise on
-`tinydiff.cosine()`, 0 is clean.
+`tinydiff.cosine()`, 0 is clean. Its minutes are those of one core.
 """
 
 
@@ -98,10 +98,9 @@ def _command(info: dict[str, Any]) -> str:
     data = info["data"]
     recipe = run.RECIPES.get(data, run.RECIPES["toy"])
     words = ["tinydiff train", f"toy {data}" if data in TOYS else data]
-    usual = {"steps": None, "minutes": None, "batch": recipe.batch, "lr": recipe.lr, "seed": 0}
-    return " ".join(
-        [*words, *(f"--{key} {info[key]}" for key, value in usual.items() if info.get(key, value) != value)]
-    )
+    usual = {"steps": None, "minutes": None, "width": recipe.width, "batch": recipe.batch, "lr": recipe.lr, "seed": 0}
+    words += [f"--{key} {info[key]}" for key, value in usual.items() if info.get(key) not in (None, value)]
+    return " ".join(words)
 
 
 def make_classifier(steps: int = 4000, folder: Path = WEIGHTS) -> None:

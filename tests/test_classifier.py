@@ -90,6 +90,24 @@ def test_augmented_pictures_stay_in_range_and_move_by_a_pixel() -> None:
     assert not torch.equal(moved, augment(dot, seeded(1)))
 
 
+def test_augmented_pictures_turn_more_than_they_slant() -> None:
+    """A level bar follows the turn, an upright one the turn and the slant, the other way round in rows and columns."""
+    bar = -torch.ones(2000, 1, 28, 28)
+    bar[..., 13:15, :] = 1
+    place = torch.arange(28.0) - 13.5
+
+    def slope(ink: Tensor) -> Tensor:  # of row over column, by least squares
+        ink = ink[:, 0, :, 7:21] + 1
+        height = (ink * place[:, None]).sum(1) / ink.sum(1)
+        return (height * place[7:21]).sum(1) / place[7:21].square().sum()
+
+    level = slope(augment(bar, seeded()))
+    upright = slope(augment(bar.mT, seeded()).mT)
+    assert level.std() == pytest.approx(0.1, rel=0.15)
+    assert upright.std() == pytest.approx(0.1 * math.sqrt(2), rel=0.15)
+    assert torch.corrcoef(torch.stack([level, upright]))[0, 1] == pytest.approx(-math.sqrt(0.5), abs=0.1)
+
+
 def test_loss_is_half_clean_half_noise() -> None:
     class Spy(td.Classifier):
         def forward(self, x: Tensor, t: Tensor | float = 0.0) -> Tensor:

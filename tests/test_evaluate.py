@@ -71,6 +71,8 @@ def test_blur_and_noise_are_seen(mnist_test: tuple[Tensor, Tensor]) -> None:
     assert blur[3].frechet > 3 * blur[0].frechet
     assert blur[3].precision < blur[0].precision - 0.1
     noise = [measure(x + s * normal(*x.shape, dtype=x.dtype)) for s in (0.3, 1.0)]
+    beyond = x + normal(*x.shape, dtype=x.dtype)
+    assert measure(beyond, mnist_test[1][:500]) == measure(beyond.clamp(-1, 1), mnist_test[1][:500])
     assert blur[0].frechet < noise[0].frechet < noise[1].frechet / 3
     assert measure(normal(500, 1, 28, 28, dtype=x.dtype)).frechet > 30 * blur[0].frechet
 
@@ -144,7 +146,7 @@ def test_evaluate_sees_through_wrappers() -> None:
     guided = Painter()
     td.evaluate(td.Clipped(td.ClassifierFree(guided, 2.0)), 500, steps=1, progress=False)
     assert guided.asked[0].tolist() == [i % 10 for i in range(500)] + [-1] * 500
-    steered = td.ClassifierGuided(Painter(classes=0), td.load_classifier().log_prob)
+    steered = td.ClassifierGuided(td.Clipped(Painter(classes=0)), td.load_classifier().log_prob)
     assert not math.isnan(td.evaluate(steered, 500, steps=1, progress=False).samples.agreement)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -117,6 +118,24 @@ def test_weights_that_half_precision_would_spoil_stay_whole(
     trained, shipped = td.load(packed / "run" / "checkpoint.safetensors"), td.load_pretrained("toy-moons")
     assert all(map(torch.equal, shipped.parameters(), trained.parameters()))
     assert (shipped.info["stored in"], shipped.info["quality"]) == ("float32", {"d": 1.0})
+
+
+def test_a_model_of_mnist_is_carded_with_its_evaluation(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    denoiser = td.VDenoiser(td.UNet(width=32, classes=10), td.cosine())
+    denoiser.info = {"data": "mnist", "shape": [1, 28, 28], "classes": 10, "minutes": 10.0}
+    training = td.train(denoiser, td.batches(torch.zeros(9, 1, 28, 28), torch.arange(9), size=4), steps=1, lr=1e-3,
+                        checkpoint=tmp_path / "checkpoint.safetensors")  # fmt: skip
+    assert len(list(training)) == 1
+    quick = partial(td.evaluate, n=500, steps=2, progress=False)
+    monkeypatch.setattr(td, "evaluate", quick)
+    script.pack(tmp_path / "checkpoint.safetensors", "mnist", tmp_path / "weights")
+    card, e = (tmp_path / "weights" / "README.md").read_text(), quick(denoiser)
+    assert f"| {e.real.frechet:.4f} |" in card
+    assert "| agreement | 0." in card
+    assert "tinydiff train mnist --minutes 10.0 && python benchmarks/make_weights.py mnist CHECKPOINT" in card
 
 
 @pytest.mark.usefixtures("folder")
