@@ -1,12 +1,34 @@
 """What a run does besides training: choosing threads."""
 
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 import tinydiff as td
 from tinydiff import run
+from tinydiff.checkpoint import read
+
+SAVES_ALL_THE_TIME = """
+import sys, torch, tinydiff as td
+torch.set_num_threads(1)
+torch.manual_seed(0)
+denoiser, generator = td.VDenoiser(td.MLP(), td.linear()), torch.Generator().manual_seed(0)
+x, _ = td.toy("moons", 1000, generator)
+batches = td.batches(x, size=64, generator=generator)
+ema = td.EMA(denoiser)
+options = {"ema": ema, "generator": generator, "checkpoint": sys.argv[1], "save_every": 0.01}
+for _ in td.train(denoiser, batches, steps=10**6, **options):
+    pass
+"""
 
 
 @pytest.mark.parametrize(("busy_until", "expected"), [(0, 2), (1000, 1)])
@@ -37,3 +59,24 @@ def test_one_thread_stays_one() -> None:
     states = [td.Progress(i, i / 5, 0.0, 0.0, float(i), 1.0) for i in range(5)]
     assert torch.get_num_threads() == 1  # conftest
     assert list(run.balanced(iter(states))) == states
+
+
+def test_kill_9_at_any_moment_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
+    """Killed again and again while it saves all the time, at moments drawn from a fixed seed."""
+    path, steps, moments = tmp_path / "c.safetensors", [0], random.Random(0)
+    for _ in range(int(os.environ.get("TINYDIFF_KILLS", "3"))):
+        seen = path.stat().st_mtime_ns if path.exists() else None
+        process = subprocess.Popen([sys.executable, "-c", SAVES_ALL_THE_TIME, str(path)], stderr=subprocess.PIPE)
+        try:
+            deadline = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < deadline:
+                if path.exists() and path.stat().st_mtime_ns != seen:
+                    break
+                time.sleep(0.01)
+            time.sleep(moments.random())
+        finally:
+            process.kill()
+        assert process.wait() == -9, process.stderr.read().decode()
+        steps.append(json.loads(read(path)[0]["training"])["step"])
+        assert torch.isfinite(td.sample(td.load(path), (4, 2), steps=2)).all()
+    assert all(a < b for a, b in itertools.pairwise(steps)), f"each run went on from the last: {steps}"
