@@ -216,7 +216,7 @@ assert agree
 # | [01](01_forward_process.ipynb) | destroy digits, step by step and in one line | ready |
 # | [02](02_ddpm_loss.ipynb) | derive the loss and train a first network on points | ready |
 # | [03](03_ddpm_sampling.ipynb) | walk points home from noise | ready |
-# | 04 | build a U-Net and train it on digits | planned |
+# | [04](04_tiny_unet.ipynb) | build a U-Net and train it on digits | ready |
 # | 05 | sample in few steps: DDIM | planned |
 # | 06 | see the differential equation behind it all | planned |
 # | 07 | solve it well: DPM-Solver++ | planned |
