@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import tinydiff as td
-from tinydiff import cli
+from tinydiff import cli, run
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +201,14 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
     assert not list(out.glob("*.tmp"))
     denoiser = td.load(out / "checkpoint.safetensors")
     assert torch.isfinite(td.sample(denoiser, (4, 2), steps=3)).all()
+
+
+def test_demo_draws_and_measures_against_the_floor(tmp_path: Path, capsys, monkeypatch) -> None:
+    draw = run.draw  # with two steps for each sampler: a thousand take half a minute
+    monkeypatch.setattr(run, "draw", lambda denoiser, n, steps, **options: draw(denoiser, n, steps=2, **options))
+    assert cli.main(["demo", "--minutes", "0.02", "--out", str(tmp_path / "demo")]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("DDPM", "other real"))]
+    assert len(table) == 3
+    assert float(table[0][-1]) > 2 * float(table[-1][-1]), "a second of training is far from real digits"
+    assert 0.01 < float(table[-1][-1]) < 0.1
+    assert Image.open(tmp_path / "demo" / "comparison.png").size == (10 * 49 - 1, 5 * 49 - 1)
