@@ -205,7 +205,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
 
 def test_demo_draws_and_measures_against_the_floor(tmp_path: Path, capsys, monkeypatch) -> None:
     draw = run.draw  # with two steps for each sampler: a thousand take half a minute
-    monkeypatch.setattr(run, "draw", lambda denoiser, n, steps, **options: draw(denoiser, n, steps=2, **options))
+    monkeypatch.setattr(run, "draw", lambda denoiser, n, **options: draw(denoiser, n, **options | {"steps": 2}))
     assert cli.main(["demo", "--minutes", "0.02", "--out", str(tmp_path / "demo")]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("DDPM", "other real"))]
     assert len(table) == 3
