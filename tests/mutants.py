@@ -23,7 +23,9 @@ SWAP = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult
 SIGN = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
 # What no test can see, because nothing changes: (module, text of the expression, mutation).
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+EQUIVALENT = {
+    ("diffuse", "u + torch.arange(n, device=device) / n", "+ -> -"): "the same even spread, in the other direction",
+}
 
 
 def mutants(source: str) -> Iterator[tuple[int, str, str, str]]:
