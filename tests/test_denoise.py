@@ -84,3 +84,10 @@ def test_network_sees_a_batch_of_times_precise_enough_to_count(dtype: torch.dtyp
     assert net.t.dtype == seen
     assert net.cond["y"].tolist() == [1, 2, 3]
     assert out.dtype == dtype
+
+
+def test_a_python_number_reaches_a_float64_network_with_all_its_digits() -> None:
+    x = normal(2, 2)
+    net = Oracle(x)
+    td.EpsDenoiser(net, td.linear())(x, 123.456789012345)
+    assert net.t.tolist() == [123.456789012345] * 2

@@ -34,7 +34,7 @@ class Denoiser(nn.Module):
     def predict(self, x: Tensor, t: Tensor | float, **cond: Any) -> Tensor:
         """The network's raw output at (x, t), shaped like x."""
         dtype = torch.promote_types(x.dtype, torch.float32)  # half precision cannot count to 1000
-        t = torch.as_tensor(t).to(dtype).to(x.device).expand(len(x))
+        t = torch.as_tensor(t, dtype=dtype).to(x.device).expand(len(x))
         out: Tensor = self.net(x, t, **cond)
         return out
 

@@ -46,8 +46,7 @@ class ClassifierFree(Wrapper):
         if y is None:
             raise ValueError("Classifier-free guidance needs classes: pass y=labels, or use the denoiser unguided.")
         twice = {name: torch.cat([c, c]) if isinstance(c, Tensor) else c for name, c in cond.items()}
-        t = torch.as_tensor(t)
-        t = torch.cat([t, t]) if t.ndim else t
+        t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
         both = self.denoiser(torch.cat([x, x]), t, y=torch.cat([y, torch.full_like(y, -1)]), **twice)
         conditional, unconditional = both.chunk(2)
         guided: Tensor = unconditional + self.scale * (conditional - unconditional)
