@@ -104,10 +104,10 @@ def ddim(
     Raises:
         ValueError: the times do not decrease or leave [0, T], or eta lies outside [0, 1].
     """
-    for t, s in intervals(denoiser.schedule, times):
-        x0 = estimate(denoiser, x, t, cond)
-        x = step(denoiser.schedule, x, x0, t, s, eta, generator)
-        yield State(s, x, x0)
+    for move in _moves(denoiser.schedule, times, eta):
+        x0 = estimate(denoiser, x, move.t, cond)
+        x = _combine(move, x, [x0], generator)
+        yield State(move.s, x, x0)
 
 
 def dpm_solver_pp(
@@ -136,40 +136,76 @@ def dpm_solver_pp(
     """
     if order not in (1, 2, 3):
         raise ValueError(f"order = {order!r} must be 1, 2 or 3: DPM-Solver++ has no other multistep orders.")
-    past: list[tuple[Tensor, Tensor]] = []  # (t, x0_hat), the newest first
-    for t, s in intervals(denoiser.schedule, times):
-        past = [(t, estimate(denoiser, x, t, cond)), *past[: order - 1]]
-        x = step(denoiser.schedule, x, _extrapolate(denoiser.schedule, past, s, eta), t, s, eta, generator)
-        yield State(s, x, past[0][1])
+    past: list[Tensor] = []  # x0_hat, the newest first
+    for move in _moves(denoiser.schedule, times, eta, order):
+        past = [estimate(denoiser, x, move.t, cond), *past[: order - 1]]
+        x = _combine(move, x, past, generator)
+        yield State(move.s, x, past[0])
 
 
-def _extrapolate(schedule: Schedule, past: list[tuple[Tensor, Tensor]], s: Tensor, eta: float) -> Tensor:
-    """The constant x0 for which `step` gives what a polynomial through the past x0_hat(lambda) would give.
+def _shares(lams: list[float], H: float) -> list[float]:
+    """In what shares `step` takes the past x0_hat to give what a polynomial in lambda through them would give.
 
     Over a step of length h in lambda x0 is weighed by the kernel H e^{-H (1-u)}, u = (lambda - lambda_t)/h in [0, 1]:
     H = h for the ODE, 2h for the SDE. The kernel's moments are E = 1 - e^{-H}, phi2 = 1 - E/H (of u) and -2 phi3 with
-    phi3 = phi2/H - 1/2 (of u^2). Order 2 takes phi2 ~ E/2, as Lu et al. 2022b do (alg. 2). Order 3 weighs the curvature
-    D2 = h^2 x0''/2 by the full -2 phi3; with half of it, as in the authors' code, the solver is of order 2.
+    phi3 = phi2/H - 1/2 (of u^2). With d0 = (x0 - x1)/r0 and d1 = (x1 - x2)/r1 the polynomial is x0 + slope u +
+    curvature u^2, slope = d0 + (d0 - d1) r0/(r0 + r1), curvature = (d0 - d1)/(r0 + r1), and its mean x0 + p d0 +
+    q (d0 - d1). Order 2 has q = 0 and takes p = phi2/E ~ 1/2, as Lu et al. 2022b do (alg. 2). Order 3 weighs the
+    curvature by the full -2 phi3; with half of it, as in the authors' code, the solver is of order 2.
+
+    Args:
+        lams: lambda at s, at t, and at the times of older x0_hat.
+
+    Returns:
+        As many as lams less one, the newest first, of sum 1; only the newest where h is infinite.
     """
-    (t, x0), *older = past
-    lam_s, lam, *lams = (schedule.half_log_snr(u).item() for u in (s, t, *(u for u, _ in older)))
+    lam_s, lam, *older = lams
     h = lam_s - lam
     if not older or math.isinf(h):
-        return x0
-    r0 = (lam - lams[0]) / h
-    d0 = (x0 - older[0][1]) / r0
+        return [1.0]
+    r0 = (lam - older[0]) / h
     if len(older) == 1:
-        return x0 + d0 / 2
-    r1 = (lams[0] - lams[1]) / h
-    d1 = (older[0][1] - older[1][1]) / r1
-    slope = d0 + (d0 - d1) * (r0 / (r0 + r1))  # h x0'(lambda_t)
-    curvature = (d0 - d1) / (r0 + r1)  # h^2 x0''(lambda_t) / 2
-    _, weight, _ = _weights(schedule, t, s, eta)
-    E = (weight / schedule(s)[0]).item()
-    H = -math.log1p(-E)
+        a = 1 / (2 * r0)
+        return [1 + a, -a]
+    r1 = (older[0] - older[1]) / h
+    E = -math.expm1(-H)
     phi2 = 1 - E / H
     phi3 = phi2 / H - 0.5
-    return x0 + (phi2 / E) * slope - (2 * phi3 / E) * curvature
+    p = phi2 / E
+    q = (p * r0 - 2 * phi3 / E) / (r0 + r1)
+    a, b = (p + q) / r0, q / r1
+    return [1 + a, -a - b, b]
+
+
+class _Move(NamedTuple):
+    """A step of a grid from t to s in numbers: x_s = keep x + sum of weights x0_hat + noise z."""
+
+    t: Tensor
+    s: Tensor
+    keep: float
+    weights: list[float]  # of the past x0_hat, the newest first
+    noise: float
+
+
+def _moves(schedule: Schedule, times: Tensor, eta: float, order: int = 1) -> Iterator[_Move]:
+    """The steps of a grid. Their numbers are computed at once: one by one they cost more than small networks do."""
+    pairs = list(intervals(schedule, times))
+    t, s = (torch.stack(ends) for ends in zip(*pairs, strict=True))
+    keep, weight, noise = _weights(schedule, t, s, eta)
+    H = -torch.log1p(-weight / schedule(s)[0])  # weight = alpha_s (1 - e^{-H})
+    lam = schedule.half_log_snr(torch.cat([t, s[-1:]])).tolist()
+    rows = torch.stack([keep, weight, noise, H], 1).tolist()
+    for n, (pair, (k, w, z, H_n)) in enumerate(zip(pairs, rows, strict=True), start=1):
+        shares = _shares(lam[max(0, n - order) : n + 1][::-1], H_n)
+        yield _Move(*pair, k, [w * share for share in shares], z)
+
+
+def _combine(move: _Move, x: Tensor, x0s: list[Tensor], generator: torch.Generator | None) -> Tensor:
+    """`step`, with a sum of several x0: one new tensor, to which the others are added in place."""
+    x_s = move.keep * x
+    for weight, x0 in zip(move.weights, x0s, strict=False):  # a step to t = 0 takes only the newest
+        x_s.add_(x0, alpha=weight)
+    return x_s.add_(randn(x.shape, generator, x), alpha=move.noise) if move.noise else x_s
 
 
 def final(states: Iterable[State]) -> Tensor:
