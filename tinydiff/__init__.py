@@ -10,6 +10,7 @@ from tinydiff.diffuse import bits_per_dim, ddpm_loss, q_posterior, q_sample, str
 from tinydiff.evaluate import Evaluation, evaluate
 from tinydiff.exact import EmpiricalDenoiser, GaussianMixture, gaussian_flow
 from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThreshold
+from tinydiff.likelihood import log_likelihood
 from tinydiff.nets import MLP, UNet
 from tinydiff.pretrained import load_classifier, load_pretrained
 from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final, sample, step
@@ -68,6 +69,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_pretrained",
+    "log_likelihood",
     "mnist",
     "q_posterior",
     "q_sample",

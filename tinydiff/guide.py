@@ -77,9 +77,10 @@ class ClassifierGuided(Wrapper):
         """
         if y is None:
             raise ValueError("Classifier guidance needs classes: pass y=labels, or use the denoiser unguided.")
+        graph = torch.is_grad_enabled() and x.requires_grad  # log_likelihood differentiates the guided x0_hat
         with torch.enable_grad():  # samplers run without gradients
-            leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(leaf, t, y).sum(), leaf)
+            leaf = x if graph else x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.log_prob(leaf, t, y).sum(), leaf, create_graph=graph)
         alpha, sigma = self.schedule(t)
         guided: Tensor = self.denoiser(x, t, **cond) + match(self.scale * sigma**2 / alpha, x) * gradient
         return guided
