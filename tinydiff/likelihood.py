@@ -31,7 +31,7 @@ def log_likelihood(denoiser: Any, x: Tensor, times: Tensor, *, probes: Tensor | 
     Args:
         denoiser: any `denoiser(x, t, **cond) -> x0_hat` with a `.schedule`, differentiable in x; called in eval mode.
         x: points at time times[-1], (B, ...).
-        times: (steps+1,), strictly decreasing from T, where the prior holds; grids for sampling serve, `quadratic` best.
+        times: (steps+1,), strictly decreasing from T, where the prior holds; `quadratic` is a good grid.
         probes: (K, 1, ...) or (K, B, ...), random with E[p p^T] = I: the divergence is estimated as the mean of
             p^T (dv/dx) p over the K of them, K backward passes a call, and the result is unbiased (Hutchinson 1989).
             Signs such as torch.randint(2, (8, *x.shape)) * 2 - 1 scatter least. Without probes the divergence is
