@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tinydiff.checkpoint import header_of, load, load_training, save, save_training
 from tinydiff.denoise import Denoiser
 from tinydiff.diffuse import ddpm_loss
+from tinydiff.muon import Muon
 
 __all__ = ["EMA", "Progress", "batches", "fast_dtype", "load", "save", "train"]
 
@@ -106,7 +107,7 @@ def train(
 ) -> Generator[Progress]:
     """Train the denoiser, yielding after every step: `for p in train(...)`; leave the loop to stop early.
 
-    AdamW with the gradient's norm clipped; the learning rate rises linearly over the first `warmup` of the budget and
+    `Muon` with the gradient's norm clipped; the learning rate rises linearly over the first `warmup` of the budget and
     falls along a cosine to 0 at its end. Between steps the denoiser is in eval mode, ready to be sampled.
 
     With a `checkpoint`, training resumes from that file if it exists and writes it every `save_every` seconds, at the
@@ -134,7 +135,7 @@ def train(
         )
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     fused = parameters[0].device.type in ("cpu", "cuda")
-    optimiser = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused)
+    optimiser = Muon(parameters, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused)
     now = Progress(step=0, fraction=0.0, loss=math.nan, lr=0.0, seconds=0.0, images_per_second=0.0)
     models = {"net.": denoiser} if ema is None else {"net.": denoiser, "ema.": ema.denoiser}
     random = _random_state(generator)
