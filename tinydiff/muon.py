@@ -1,4 +1,4 @@
-"""Muon, the optimiser: the momentum of each weight matrix made orthogonal before it is added."""
+"""Muon, the optimiser: the momentum of each convolution made orthogonal before it is added."""
 
 from typing import Any
 
@@ -7,16 +7,17 @@ from torch import Tensor
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 MOMENTUM = 0.95
-LEAST = 32  # rows and columns of a matrix worth it: not the first and last layers, nor tables
+LEAST = 32  # rows and columns of a matrix worth it: not those of the first and last layers
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for weight matrices, AdamW for all other parameters (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """Muon for convolutions, AdamW for all other parameters (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    For a matrix W with gradient G: B <- mu B + (1 - mu) G and W <- W - lr (0.2 sqrt(max(rows, columns)) O + decay W),
-    where O is (1 - mu) G + mu B made `orthogonal`: every direction that the gradients agree on is followed equally far,
-    not only the strongest. The factor gives the step the root mean square of one of AdamW's, so that both share one lr
-    (Liu et al. 2025, arXiv:2502.16982, sec. 2.2). A convolution's weight is the matrix (out, in * height * width).
+    A convolution's weight is the matrix W (out, in * height * width). With its gradient G: B <- mu B + (1 - mu) G and
+    W <- W - lr (0.2 sqrt(max(rows, columns)) O + decay W), where O is (1 - mu) G + mu B made `orthogonal`: every
+    direction that the gradients agree on is followed equally far, not only the strongest. The factor gives the step
+    the root mean square of one of AdamW's, so that both share one lr (Liu et al. 2025, arXiv:2502.16982, sec. 2.2).
+    Linear layers stay with AdamW: for the MLP the time that Muon takes is better spent on more steps.
 
     mu = 0.95. Arguments as for torch.optim.AdamW.
     """
@@ -27,7 +28,7 @@ class Muon(torch.optim.AdamW):
         held: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None or p.ndim < 2 or min(len(p), p[0].numel()) < LEAST:
+                if p.grad is None or p.ndim < 3 or min(len(p), p[0].numel()) < LEAST:
                     continue
                 state, grad = self.state[p], p.grad
                 if not state:
