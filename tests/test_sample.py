@@ -285,8 +285,8 @@ def test_moments_of_the_sde_samplers_are_exact(monkeypatch, m: float, s: float, 
 
 
 def test_higher_orders_keep_the_variance_better(monkeypatch) -> None:
-    """N(0, 1) data: at 20 uniform steps DDPM keeps 0.711 of the variance. What is missing, or too much, falls faster the
-    higher the order: as 1/n, 1/n^2, and on its way to 1/n^3."""
+    """N(0, 1) data: at 20 uniform steps DDPM keeps 0.711 of the variance. What is missing, or too much, falls faster
+    the higher the order: as 1/n, 1/n^2, and on its way to 1/n^3."""
     schedule = td.linear()
     denoiser = td.GaussianMixture(torch.zeros(1, 1, dtype=f64), 1.0).denoiser(schedule)
 
