@@ -138,6 +138,7 @@ def test_lessons_are_copied_once_and_edits_are_kept(tmp_path: Path, capsys) -> N
         ("train digits --steps 0", "--steps 0 must be greater than 0"),
         ("train digits --minutes -1", "--minutes -1 must be greater than 0"),
         ("sample nowhere.safetensors", "There is no file nowhere.safetensors"),
+        ("sample mnits", "mnits is neither a file nor one of the shipped models"),
         ("sample x.safetensors --out x.gif", "--out x.gif must end in .png"),
         ("sample x.safetensors --steps 0", "--steps 0 must be at least 1"),
         ("data moon", "did you mean 'moons'"),

@@ -193,3 +193,14 @@ def test_no_network_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
                 td.load_pretrained(name)
     finally:
         armed.clear()  # an audit hook cannot be removed
+
+
+def test_loading_leaves_the_callers_random_numbers_alone(packed: Path) -> None:
+    before = torch.get_rng_state()
+    td.load(packed / "run" / "checkpoint.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_classifiers_file_is_no_denoiser() -> None:
+    with pytest.raises(ValueError, match=r"mnist-classifier\.safetensors holds no denoiser: give a file of"):
+        td.load(pretrained.WEIGHTS / "mnist-classifier.safetensors")

@@ -47,11 +47,14 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
         ValueError: the file is damaged, not tinydiff's, or of a newer tinydiff.
     """
     header, tensors = read(Path(path))
-    weights = strip(tensors, "ema.") or strip(tensors, "net.")
+    if "denoiser" not in header:
+        raise ValueError(f"{path} holds no denoiser: give a file of tinydiff.save or tinydiff train.")
+    weights = {name: value.float() for name, value in (strip(tensors, "ema.") or strip(tensors, "net.")).items()}
     try:
-        net = NETS[header["net"]](**json.loads(header["config"]))
+        with torch.device("meta"):  # first weights would be drawn in vain, and from the caller's random numbers
+            net = NETS[header["net"]](**json.loads(header["config"]))
         denoiser = DENOISERS[header["denoiser"]](net, Schedule(tensors["schedule.log_alpha_bar"]))
-        net.load_state_dict(weights)
+        net.load_state_dict(weights, assign=True)
         denoiser.info = json.loads(header.get("info", "{}"))
     except KeyError as error:
         raise ValueError(f"{path} needs {error}, which this tinydiff does not have: upgrade tinydiff.") from None

@@ -19,6 +19,7 @@ import tinydiff as td
 from tinydiff import doctor as checkup
 from tinydiff import metrics, parallel, plot, run
 from tinydiff.data import TOYS
+from tinydiff.pretrained import shipped
 
 SAMPLERS: dict[str, Callable[..., Iterator[td.State]]] = {
     "ddpm": td.ddpm,
@@ -77,7 +78,7 @@ def sample(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out {out} must end in .png (a picture) or .npy (an array).")
-    denoiser = td.load(args.checkpoint, parallel.start(choose_device(args.device)))
+    denoiser = _load(args.checkpoint, parallel.start(choose_device(args.device)))
     options = {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "seed": args.seed, "label": args.label}
     start = time.perf_counter()
     if out.suffix == ".png":
@@ -92,8 +93,18 @@ def sample(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model of MNIST beside real test digits."""
-    denoiser = td.load(args.checkpoint, choose_device(args.device))
+    denoiser = _load(args.checkpoint, choose_device(args.device))
     print(td.evaluate(denoiser, args.num, steps=args.steps, sampler=SAMPLERS[args.sampler], seed=args.seed))
+
+
+def _load(checkpoint: str, device: torch.device) -> td.Denoiser:
+    """The denoiser in a file, or the shipped one of that name."""
+    names = shipped()
+    if checkpoint in names:
+        return td.load_pretrained(checkpoint, device)
+    if not Path(checkpoint).suffix and not Path(checkpoint).exists():
+        raise ValueError(f"{checkpoint} is neither a file nor one of the shipped models {', '.join(names)}.")
+    return td.load(checkpoint, device)
 
 
 def data(args: argparse.Namespace) -> None:
@@ -250,12 +261,12 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command(
         sample,
-        "Draw samples from a checkpoint.",
-        "runs/digits/checkpoint.safetensors",
+        "Draw samples from a checkpoint or a model that comes with tinydiff.",
+        "mnist",
         "runs/mnist/checkpoint.safetensors --label 7 -n 16 --out sevens.png",
         "runs/mnist/checkpoint.safetensors --sampler ddpm --steps 1000 -n 1000 --out samples.npy",
     )
-    p.add_argument("checkpoint", help="a file written by tinydiff train or tinydiff.save")
+    p.add_argument("checkpoint", help=f"a file written by tinydiff train, or one of {', '.join(shipped())}")
     p.add_argument("-n", "--num", type=int, default=80, help="number of samples (default: 80)")
     steps_and_sampler(p)
     p.add_argument("--label", type=int, help="draw this class only; default: all in turn")
@@ -266,10 +277,10 @@ def _parser() -> argparse.ArgumentParser:
     p = command(
         evaluate,
         "Measure the samples of a model of MNIST beside real test digits; needs no data.",
-        "runs/mnist/checkpoint.safetensors",
+        "mnist",
         "runs/mnist/checkpoint.safetensors -n 2000 --sampler ddim --steps 50",
     )
-    p.add_argument("checkpoint", help="a file written by tinydiff train mnist")
+    p.add_argument("checkpoint", help="a file written by tinydiff train mnist, or mnist itself, the shipped model")
     p.add_argument("-n", "--num", type=int, default=10_000, help="number of samples (default: 10000)")
     steps_and_sampler(p)
     device(p)

@@ -27,13 +27,18 @@ def load_pretrained(name: str, device: torch.device | str = "cpu") -> Denoiser:
         ValueError: there is no such model, or its file is damaged.
         FileNotFoundError: its file is missing from this installation.
     """
-    names = [stem for stem in _checksums() if stem != CLASSIFIER]
+    names = shipped()
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         other = "load_classifier() gives the classifier" if name == CLASSIFIER else "load(path) reads a file of yours"
         raise ValueError(f"{name!r} is not a shipped denoiser{hint}: choose one of {', '.join(names)}; {other}.")
     return load(verified(name), device)
+
+
+def shipped() -> list[str]:
+    """The names that `load_pretrained` knows."""
+    return [name for name in _checksums() if name != CLASSIFIER]
 
 
 def load_classifier(device: torch.device | str = "cpu") -> Classifier:

@@ -33,13 +33,13 @@ class Recipe:
 
 RECIPES = {
     "toy": Recipe(
-        lambda w, k: td.VDenoiser(td.MLP(hidden=w, classes=k), td.linear()), 128, 1024, 2e-3, 0.995, minutes=0.5
+        lambda w, k: td.VDenoiser(td.MLP(hidden=w, classes=k), td.linear()), 128, 1024, 5e-3, 0.995, minutes=0.5
     ),
     "digits": Recipe(
-        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=1, classes=k), td.cosine()), 32, 128, 2e-3, 0.999, minutes=1.2
+        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=1, classes=k), td.cosine()), 32, 128, 3e-3, 0.999, minutes=1.2
     ),
     "mnist": Recipe(
-        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=2, classes=k), td.cosine()), 32, 128, 2e-3, 0.999, minutes=10
+        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=2, classes=k), td.cosine()), 32, 128, 3e-3, 0.999, minutes=10
     ),
 }
 
