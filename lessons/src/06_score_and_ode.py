@@ -557,7 +557,17 @@ assert torch.allclose(far, world.log_prob(spots.double()), atol=0.05)
 # %%
 turn = torch.linspace(0, 2 * math.pi, 201, dtype=torch.float64)[:-1]
 centres = torch.tensor([[0.6, -0.4], [-0.25, -0.2], [0.1, 0.1]], dtype=torch.float64)
-circles = centres[:, None] + 0.02 * torch.stack([turn.cos(), turn.sin()], 1)  # (3, 200, 2)
+ring = torch.stack([turn.cos(), turn.sin()], 1)
+
+
+def carry(x):
+    """From data to noise by the midpoint rule; (..., 2)."""
+    shape, x = x.shape, x.reshape(-1, 2)
+    for s, t in pairwise(td.quadratic(schedule, 400).flip(0)[1:]):  # from t = 0.006 up; below, nothing moves
+        low, high = ratio_of(s).atan(), ratio_of(t).atan()
+        half = x + (high - low) / 2 * velocity(exact, x, s)
+        x = x + (high - low) * velocity(exact, half, schedule.time(-((low + high) / 2).tan().log()))
+    return x.reshape(shape)
 
 
 def area(polygons):
@@ -565,26 +575,29 @@ def area(polygons):
     return (x * y.roll(-1, 1) - y * x.roll(-1, 1)).sum(1).abs() / 2
 
 
-x = circles.reshape(-1, 2)
-for s, t in pairwise(td.quadratic(schedule, 400).flip(0)[1:]):  # from t = 0.006 up; below, nothing moves
-    low, high = ratio_of(s).atan(), ratio_of(t).atan()
-    half = x + (high - low) / 2 * velocity(exact, x, s)
-    x = x + (high - low) * velocity(exact, half, schedule.time(-((low + high) / 2).tan().log()))  # midpoint rule
-carried = x.reshape(circles.shape)
-
+circles = centres[:, None] + 0.02 * ring  # (3, 200, 2)
+carried = carry(circles)
 growth = area(carried) / area(circles)
-log_prior = -(carried.mean(1) ** 2 + math.log(2 * math.pi)).sum(1) / 2
-for place, g, by_area, truth_there in zip(
-    ("island", "shore", "sea"), growth, log_prior + growth.log(), world.log_prob(centres), strict=True
-):
-    print(f"{place:6s}: area times {g:5.2g}, log density by area {by_area:5.1f}, by formula {truth_there:5.1f}")
-    assert abs(by_area - truth_there) < 0.05
-which = torch.arange(3).repeat_interleave(200)
-plot.clouds(
-    {"data": (circles.reshape(-1, 2), which), "noise": (carried.reshape(-1, 2), which)},
-    limit=1.4,
-    alt="Left, three equal small circles. Right, where the current carried them: the circle from the island is much larger, the "
-    "one from the shore somewhat larger, the one from the sea has become a short thin line.",
+by_area = -(carried.mean(1) ** 2 + math.log(2 * math.pi)).sum(1) / 2 + growth.log()
+for place, g, ours, formula in zip(("island", "shore", "sea"), growth, by_area, world.log_prob(centres), strict=True):
+    print(f"{place:6s}: area times {g:5.2g}, log density by area {ours:5.1f}, by formula {formula:5.1f}")
+    assert abs(ours - formula) < 0.05
+
+seen = centres[:, None] + 0.08 * ring  # larger ones, to be seen
+figure = Figure(figsize=(6.4, 3.3), dpi=140, layout="constrained")
+for ax, title, shapes, t in zip(figure.subplots(1, 2), ("data", "noise"), (seen, carry(seen)), (0, T), strict=True):
+    density = world.log_prob(lattice, schedule, t).exp().reshape(side, side).T
+    levels = density.max() * torch.tensor([0.02, 0.1, 0.3, 0.6, 1.01])
+    ax.contourf(axis, axis, density, levels=levels, colors=["#fdf0d5", "#fbdfa6", "#f5c66b", "#E69F00"])
+    for shape, colour, place in zip(shapes, ("#0072B2", "#D55E00", "#000000"), ("island", "shore", "sea"), strict=True):
+        ax.fill(*shape.T, color=colour, label=place)
+    ax.set(title=title, xlim=(-1.2, 1.6), ylim=(-1.4, 1.4), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+_ = figure.axes[0].legend(loc="lower right", frameon=False)
+plot.strip(
+    {"": pixels(figure)},
+    columns=1,
+    alt="Left, three equal discs over the density of the data: in the middle of an island, on a shore, in the sea. Right, where "
+    "the current carried them: the first has become several times as wide, the second a tilted ellipse, the third a sliver.",
 )
 
 # %% [markdown]
