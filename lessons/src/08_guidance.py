@@ -522,7 +522,7 @@ for name in solvers:
 
 # %% [markdown]
 # (Each is measured against its own truth: the ODE of the thresholded denoiser, solved by many steps.) The solvers that
-# exploded are tamed: up to 20 calls less than a third of the error is left. Thresholding keeps $\hat x$ in its range, so the
+# exploded are tamed: up to 20 calls less than half of the error is left. Thresholding keeps $\hat x$ in its range, so the
 # mistake $\delta$ cannot grow with $s$. It works because our samplers recompute $\hat\epsilon$ from the thresholded
 # $\hat x_0$. It does not make a bad solver good: in the picture below DPM-Solver-3 still gets digits wrong, some even in
 # negative.
