@@ -9,8 +9,8 @@
 # %% [markdown]
 # # 07 · DPM-Solver++: longer steps
 #
-# DDIM needs fifty steps where we would like to pay for ten. In this lesson we look closely at what a step *assumes*, assume
-# something better, and measure what it buys. Then we find a bug that sits in several famous libraries.
+# DDIM needs fifty steps where we would like to pay for ten. In this lesson we look closely at what a step *assumes*,
+# assume something better, and measure what it buys. Then we find a bug that sits in several famous libraries.
 #
 # By the end of this lesson you can
 #
@@ -19,7 +19,8 @@
 # - measure the order of a solver, and use the slope to catch an error that no picture shows,
 # - decide when a higher order helps and when it hurts.
 #
-# All denoisers here are exact, so every error is the solver's. Four cells take between 2 and 6 seconds, the others less.
+# All denoisers here are exact, so every error is the solver's. Four cells take between 2 and 6 seconds, the others
+# less.
 
 # %%
 import math
@@ -61,13 +62,13 @@ noise = torch.randn(64, 2, generator=seed(0), dtype=torch.float64)
 #
 # $$\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \left(\frac{\alpha_s}{\sigma_s} - \frac{\alpha_t}{\sigma_t}\right)\hat x_0(x_t, t) .$$
 #
-# Look at what is left. The quantity $x/\sigma$ grows by $\hat x_0$ times the growth of $\alpha/\sigma$. For tiny steps that is
-# a differential equation. With $\lambda = \log(\alpha/\sigma)$, so that $\alpha/\sigma = e^\lambda$,
+# Look at what is left. The quantity $x/\sigma$ grows by $\hat x_0$ times the growth of $\alpha/\sigma$. For tiny steps
+# that is a differential equation. With $\lambda = \log(\alpha/\sigma)$, so that $\alpha/\sigma = e^\lambda$,
 #
 # $$d\!\left(\frac{x}{\sigma}\right) = \hat x_0 \; d\,e^{\lambda} . \tag{1}$$
 #
-# This is the probability-flow ODE of lesson 06 in its shortest form. What is it for $x$ itself? Differentiate the left side by
-# the product rule and multiply by $\sigma$:
+# This is the probability-flow ODE of lesson 06 in its shortest form. What is it for $x$ itself? Differentiate the left
+# side by the product rule and multiply by $\sigma$:
 #
 # $$\frac{dx}{d\lambda} = x\,\frac{d\log\sigma}{d\lambda} + \sigma e^{\lambda}\,\hat x_0 .$$
 #
@@ -76,8 +77,8 @@ noise = torch.randn(64, 2, generator=seed(0), dtype=torch.float64)
 #
 # $$\frac{dx}{d\lambda} = \underbrace{-\alpha^2 x}_{\text{known}} + \underbrace{\alpha\,\hat x_0(x, \lambda)}_{\text{ask the network}} . \tag{2}$$
 #
-# Such an equation is called **semi-linear**: one part is linear in $x$ with a coefficient that we know for all times, and only
-# the rest is hard. Let us check (2) on the Gaussian, whose path we know.
+# Such an equation is called **semi-linear**: one part is linear in $x$ with a coefficient that we know for all times,
+# and only the rest is hard. Let us check (2) on the Gaussian, whose path we know.
 
 
 # %%
@@ -96,12 +97,12 @@ assert torch.allclose(measured, slope(flow[1], t, gaussian), atol=1e-4)
 # %% [markdown]
 # ## 2. Naive: the textbook
 #
-# An ODE, then. The first solver of every textbook is Euler's: $x_s = x_t + h\,\frac{dx}{d\lambda}$ with $h = \lambda_s-\lambda_t$.
-# DDIM is its rival. Both are correct for tiny steps. We start both in the same noise, walk from $T$ to $t = 1$ with steps of
-# equal length in $\lambda$, and compare with the exact end.
+# An ODE, then. The first solver of every textbook is Euler's: $x_s = x_t + h\,\frac{dx}{d\lambda}$ with
+# $h = \lambda_s-\lambda_t$. DDIM is its rival. Both are correct for tiny steps. We start both in the same noise, walk
+# from $T$ to $t = 1$ with steps of equal length in $\lambda$, and compare with the exact end.
 #
-# **Predict.** Both keep something constant during a step: Euler the whole slope, DDIM only $\hat x_0$. Who wins at 5 steps? Who
-# at 80?
+# **Predict.** Both keep something constant during a step: Euler the whole slope, DDIM only $\hat x_0$. Who wins at 5
+# steps? Who at 80?
 
 
 # %%
@@ -133,12 +134,13 @@ assert lead[5] > 2.5
 assert 1 < lead[80] < 1.1
 
 # %% [markdown]
-# In the limit they are equals: twice the steps, half the error. That is **order 1**. With few steps Euler is three times worse,
-# and the culprit is the part that we *know*. Near the data, where $\alpha \approx 1$, the truth shrinks the old $x$ by
-# $\sigma_s/\sigma_t \approx e^{-h}$. Euler multiplies by $1-h$. At $h = 2$ (five steps!) that is $-1$ where $0.14$ is right.
+# In the limit they are equals: twice the steps, half the error. That is **order 1**. With few steps Euler is three
+# times worse, and the culprit is the part that we *know*. Near the data, where $\alpha \approx 1$, the truth shrinks
+# the old $x$ by $\sigma_s/\sigma_t \approx e^{-h}$. Euler multiplies by $1-h$. At $h = 2$ (five steps!) that is $-1$
+# where $0.14$ is right.
 #
-# The repair: solve the known part exactly, approximate only what the network says. Equation (1) has already done it. There is
-# no linear part left in it.
+# The repair: solve the known part exactly, approximate only what the network says. Equation (1) has already done it.
+# There is no linear part left in it.
 #
 # ## 3. The exact solution, with one unknown
 #
@@ -146,8 +148,9 @@ assert 1 < lead[80] < 1.1
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}x_t + \sigma_s\int_{\lambda_t}^{\lambda_s} e^{\lambda}\,\hat x_0(\lambda)\,d\lambda .$$
 #
-# No approximation yet. Here $\hat x_0(\lambda)$ is what the network would say along the exact path. Let $u$ run from 0 to 1
-# during the step, $\lambda = \lambda_t + uh$. Then $e^\lambda = e^{\lambda_s}e^{-h(1-u)}$, and $\sigma_s e^{\lambda_s} = \alpha_s$:
+# No approximation yet. Here $\hat x_0(\lambda)$ is what the network would say along the exact path. Let $u$ run from 0
+# to 1 during the step, $\lambda = \lambda_t + uh$. Then $e^\lambda = e^{\lambda_s}e^{-h(1-u)}$, and
+# $\sigma_s e^{\lambda_s} = \alpha_s$:
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}x_t + \alpha_s\, h\int_0^1 e^{-h(1-u)}\,\hat x_0(u)\,du . \tag{3}$$
 #
@@ -156,7 +159,8 @@ assert 1 < lead[80] < 1.1
 #
 # $$M_k = h\int_0^1 u^k e^{-h(1-u)}\,du .$$
 #
-# For $k = 0$ it is $M_0 = 1-e^{-h}$. For the others integrate by parts. The primitive of $h\,e^{-h(1-u)}$ is $e^{-h(1-u)}$, so
+# For $k = 0$ it is $M_0 = 1-e^{-h}$. For the others integrate by parts. The primitive of $h\,e^{-h(1-u)}$ is
+# $e^{-h(1-u)}$, so
 #
 # $$M_k = \Big[u^k e^{-h(1-u)}\Big]_0^1 - k\int_0^1 u^{k-1}e^{-h(1-u)}\,du = 1 - \frac kh M_{k-1} .$$
 
@@ -182,12 +186,12 @@ for k, M in enumerate(moments(h)):
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}x_t + \alpha_s M_0\,\hat x_0 = \frac{\sigma_s}{\sigma_t}x_t + \alpha_s(1-e^{-h})\,\hat x_0 .$$
 #
-# Since $\alpha_s e^{-h} = \alpha_s\frac{\sigma_s\alpha_t}{\alpha_s\sigma_t} = \frac{\sigma_s}{\sigma_t}\alpha_t$, this is
-# $\alpha_s\hat x_0 + \frac{\sigma_s}{\sigma_t}(x_t-\alpha_t\hat x_0)$. DDIM! We have walked in a circle, but now we know what DDIM
-# assumes: **the guess does not change during a step.**
+# Since $\alpha_s e^{-h} = \alpha_s\frac{\sigma_s\alpha_t}{\alpha_s\sigma_t} = \frac{\sigma_s}{\sigma_t}\alpha_t$, this
+# is $\alpha_s\hat x_0 + \frac{\sigma_s}{\sigma_t}(x_t-\alpha_t\hat x_0)$. DDIM! We have walked in a circle, but now we
+# know what DDIM assumes: **the guess does not change during a step.**
 #
-# Does it? Here is what the exact denoiser says along the exact path of three points. Where the paths have no formula, a textbook
-# solver of order 4 with very many steps stands in (Runge-Kutta; it knows nothing of this lesson's tricks).
+# Does it? Here is what the exact denoiser says along the exact path of three points. Where the paths have no formula, a
+# textbook solver of order 4 with very many steps stands in (Runge-Kutta; it knows nothing of this lesson's tricks).
 #
 # **Predict.** Which of the two pictures would you rather draw through ten dots with a ruler?
 
@@ -228,10 +232,10 @@ plot.curves(
 )
 
 # %% [markdown]
-# Against $t$ point B makes its turn at breakneck speed, between $t = 150$ and 0, after a long time in which little happened. Against
-# $\lambda$ the same turn takes a third of the axis. So $\lambda$ is our clock from now on, twice: polynomials are *in* $\lambda$, and
-# steps are even *in* $\lambda$. How much better is it? Draw all 64 curves with a ruler through ten even steps, and look where the ruler is
-# farthest off:
+# Against $t$ point B makes its turn at breakneck speed, between $t = 150$ and 0, after a long time in which little
+# happened. Against $\lambda$ the same turn takes a third of the axis. So $\lambda$ is our clock from now on, twice:
+# polynomials are *in* $\lambda$, and steps are even *in* $\lambda$. How much better is it? Draw all 64 curves with a
+# ruler through ten even steps, and look where the ruler is farthest off:
 
 
 # %%
@@ -257,8 +261,9 @@ assert in_t > 2 * in_lam, (in_t, in_lam)
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}x_t + \alpha_s\left[M_0\,\hat x_0 + M_1 D\right] .$$
 #
-# Lu et al. simplify once more. For small $h$ the weight is nearly even, and $M_1 \approx \frac12M_0$. (Expand: $M_1-\frac12M_0 \approx
-# h^2/12$. Times $D$, which is of size $h$, that is an error of $h^3$ a step, or $h^2$ in all. We only promise order 2.) So
+# Lu et al. simplify once more. For small $h$ the weight is nearly even, and $M_1 \approx \frac12M_0$. (Expand:
+# $M_1-\frac12M_0 \approx h^2/12$. Times $D$, which is of size $h$, that is an error of $h^3$ a step, or $h^2$ in all.
+# We only promise order 2.) So
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}x_t + \alpha_s M_0\left[\hat x_0 + \tfrac12D\right] ,$$
 #
@@ -266,11 +271,12 @@ assert in_t > 2 * in_lam, (in_t, in_lam)
 #
 # **2S, singlestep.** Go there: walk to the middle with order 1, and ask. Two calls a step.
 #
-# **2M, multistep.** We have asked before! The last step, from $\lambda_{\text{prev}}$ to $\lambda_t$, knows how fast the guess
-# moves. If it was $r_0$ times as long as the coming one, then $D = d_0 = (\hat x_0 - \hat x_0^{\text{prev}})/r_0$. **One call a
-# step.** The second order is free.
+# **2M, multistep.** We have asked before! The last step, from $\lambda_{\text{prev}}$ to $\lambda_t$, knows how fast
+# the guess moves. If it was $r_0$ times as long as the coming one, then
+# $D = d_0 = (\hat x_0 - \hat x_0^{\text{prev}})/r_0$. **One call a step.** The second order is free.
 #
-# Here is the whole multistep solver. It keeps the past guesses and hands them to a rule. The rule returns the integral in (3).
+# Here is the whole multistep solver. It keeps the past guesses and hands them to a rule. The rule returns the integral
+# in (3).
 
 
 # %%
@@ -321,8 +327,8 @@ assert torch.allclose(
 print("order 1 is DDIM: True")
 
 # %% [markdown]
-# The first step has no past, so it is of order 1. The last step, to $t = 0$, has $h = \infty$: then $M_0 = 1$, and the answer is the
-# guess itself.
+# The first step has no past, so it is of order 1. The last step, to $t = 0$, has $h = \infty$: then $M_0 = 1$, and the
+# answer is the guess itself.
 #
 # And 2S:
 
@@ -343,8 +349,8 @@ assert torch.allclose(ours, td.final(td.dpm_solver_pp_singlestep(gaussian, noise
 print("our 2S agrees with td.dpm_solver_pp_singlestep: True")
 
 # %% [markdown]
-# A solver is **of order $p$** if its error falls like (step length)$^p$. On doubly logarithmic paper that is a line of slope $p$.
-# So we can *measure* the order: the slope of log error against log step.
+# A solver is **of order $p$** if its error falls like (step length)$^p$. On doubly logarithmic paper that is a line of
+# slope $p$. So we can *measure* the order: the slope of log error against log step.
 #
 # **Predict.** Slopes are easy. But 2S pays two calls a step. At the same number of *calls*, who wins, 2S or 2M?
 
@@ -389,14 +395,15 @@ plot.curves(
 #
 # ## 6. Order 3: a parabola, as found in the wild
 #
-# Why stop? With three guesses, at $u = 0$, $-r_0$ and $-r_0-r_1$, we can lay a parabola through them. Newton's way: $d_0$ and $d_1$ are
-# the two slopes, the change of slope is the curvature,
+# Why stop? With three guesses, at $u = 0$, $-r_0$ and $-r_0-r_1$, we can lay a parabola through them. Newton's way:
+# $d_0$ and $d_1$ are the two slopes, the change of slope is the curvature,
 #
 # $$D_2 = \frac{d_0-d_1}{r_0+r_1}, \qquad D_1 = d_0 + r_0 D_2 .$$
 #
-# $D_1$ is the slope of the parabola at $u = 0$: $d_0$ is its slope in the middle of the last interval, half of $r_0$ ago, and a
-# parabola's slope changes by $2D_2$ per unit of $u$. Below is the step as three well-known implementations have it, in our words.
-# Papers write the weights with $\varphi_2 = 1 - (1-e^{-h})/h$ and $\varphi_3 = \varphi_2/h - \frac12$.
+# $D_1$ is the slope of the parabola at $u = 0$: $d_0$ is its slope in the middle of the last interval, half of $r_0$
+# ago, and a parabola's slope changes by $2D_2$ per unit of $u$. Below is the step as three well-known implementations
+# have it, in our words. Papers write the weights with $\varphi_2 = 1 - (1-e^{-h})/h$ and
+# $\varphi_3 = \varphi_2/h - \frac12$.
 
 
 # %%
@@ -440,8 +447,8 @@ assert 1.8 < order(counts, found["order 3, in the wild"]) < 2.4
 #
 # ## 7. The hunt
 #
-# A good hunt narrows the field. A rule of order 3 must be *exact* whenever the guess is a parabola in $\lambda$. So feed it guesses that
-# are 1, $u$ and $u^2$. The right answers are $M_0$, $M_1$ and $M_2$.
+# A good hunt narrows the field. A rule of order 3 must be *exact* whenever the guess is a parabola in $\lambda$. So
+# feed it guesses that are 1, $u$ and $u^2$. The right answers are $M_0$, $M_1$ and $M_2$.
 #
 # **Predict.** Three tests. Which one fails, and by which factor?
 
@@ -459,20 +466,22 @@ for k, ratio in enumerate(audit(parabola_in_the_wild)):
 assert all(abs(a - b) < 1e-9 for a, b in zip(audit(parabola_in_the_wild), (1, 1, 0.5), strict=True))
 
 # %% [markdown]
-# Constant and line are perfect. The curvature is taken at exactly half its weight. Now we know where to look: at the last term,
-# $-\varphi_3 D_2$.
+# Constant and line are perfect. The curvature is taken at exactly half its weight. Now we know where to look: at the
+# last term, $-\varphi_3 D_2$.
 #
-# For the guess $u^2$ the slopes are $d_0 = \frac{0-r_0^2}{r_0} = -r_0$ and $d_1 = \frac{r_0^2-(r_0+r_1)^2}{r_1} = -2r_0-r_1$. So
-# $D_2 = \frac{r_0+r_1}{r_0+r_1} = 1$: the coefficient *of $u^2$*. Its weight has to be
+# For the guess $u^2$ the slopes are $d_0 = \frac{0-r_0^2}{r_0} = -r_0$ and
+# $d_1 = \frac{r_0^2-(r_0+r_1)^2}{r_1} = -2r_0-r_1$. So $D_2 = \frac{r_0+r_1}{r_0+r_1} = 1$: the coefficient *of $u^2$*.
+# Its weight has to be
 #
 # $$M_2 = 1 - \frac2h M_1 = 1 - \frac{2}{h}\varphi_2 = -2\left(\frac{\varphi_2}{h}-\frac12\right) = -2\,\varphi_3 .$$
 #
-# There is the missing 2. How does one lose it? By reading Taylor: $\hat x_0(u) = \hat x_0 + h\hat x_0'\,u + \frac{h^2}{2}\hat x_0''\,u^2$.
-# The weight $-\varphi_3$ belongs to the second *derivative* $h^2\hat x_0''$, the factor $\frac12$ included. But $D_2$ is a divided
-# difference. It tends to $\frac{h^2}{2}\hat x_0''$ and brings a $\frac12$ of its own. Two halves, one too many.
+# There is the missing 2. How does one lose it? By reading Taylor:
+# $\hat x_0(u) = \hat x_0 + h\hat x_0'\,u + \frac{h^2}{2}\hat x_0''\,u^2$. The weight $-\varphi_3$ belongs to the second
+# *derivative* $h^2\hat x_0''$, the factor $\frac12$ included. But $D_2$ is a divided difference. It tends to
+# $\frac{h^2}{2}\hat x_0''$ and brings a $\frac12$ of its own. Two halves, one too many.
 #
-# Why order 2, then, and not worse? The wrong term is $\frac12M_2D_2$. Here $M_2 \approx h/3$, and $D_2$ is of size $h^2$: an error of
-# $h^3$ in each step. There are $1/h$ steps, so $h^2$ in all. The repair is one character.
+# Why order 2, then, and not worse? The wrong term is $\frac12M_2D_2$. Here $M_2 \approx h/3$, and $D_2$ is of size
+# $h^2$: an error of $h^3$ in each step. There are $1/h$ steps, so $h^2$ in all. The repair is one character.
 
 
 # %%
@@ -502,10 +511,10 @@ plot.curves(
 )
 
 # %% [markdown]
-# Does `td.dpm_solver_pp` do the same as our repaired rule? To be sure it is not luck, one more test in which everything else is
-# out of the way: a denoiser that ignores $x$ and says $\hat x_0 = \sin\lambda$. Then (3) is an integral of
-# $e^{\lambda}\sin\lambda$, which every table has: $\frac12e^\lambda(\sin\lambda-\cos\lambda)$. We take *one* step with full
-# history. An error of a single step, a **local** error, has one order more than the sum of them.
+# Does `td.dpm_solver_pp` do the same as our repaired rule? To be sure it is not luck, one more test in which everything
+# else is out of the way: a denoiser that ignores $x$ and says $\hat x_0 = \sin\lambda$. Then (3) is an integral of
+# $e^{\lambda}\sin\lambda$, which every table has: $\frac12e^\lambda(\sin\lambda-\cos\lambda)$. We take *one* step with
+# full history. An error of a single step, a **local** error, has one order more than the sum of them.
 
 
 # %%
@@ -542,10 +551,10 @@ assert torch.allclose(ours, td.final(td.dpm_solver_pp(exact, noise, times, order
 print("our order 3 agrees with td.dpm_solver_pp(order=3): True")
 
 # %% [markdown]
-# We ran the public code side by side in float64 when we built this library. The halved factor is in the paper's own repository, in
-# diffusers (0.42.1) and in k-diffusion (0.1.1): slope 2.16, where the full factor measures 3.02. (In diffusers the *stochastic*
-# variant of order 3 has a sign error on top, local order 1.94 where 3.17 is possible.) All are good libraries, used by millions.
-# How can this stay unseen?
+# We ran the public code side by side in float64 when we built this library. The halved factor is in the paper's own
+# repository, in diffusers (0.42.1) and in k-diffusion (0.1.1): slope 2.16, where the full factor measures 3.02. (In
+# diffusers the *stochastic* variant of order 3 has a sign error on top, local order 1.94 where 3.17 is possible.) All
+# are good libraries, used by millions. How can this stay unseen?
 
 # %%
 coarse = [8, 12, 25, 50, 100, 200]
@@ -560,17 +569,18 @@ assert bent["3M repaired"][2] > bent["3M in the wild"][2]
 assert bent["3M repaired"][5] < bent["3M in the wild"][5] / 3
 
 # %% [markdown]
-# Like this. People sample with 10 to 30 steps, and there the halved factor does not hurt. On this world it even *helps*. It works
-# as a brake on a parabola that overshoots. An order is a promise about small steps. It promises nothing about large ones.
+# Like this. People sample with 10 to 30 steps, and there the halved factor does not hurt. On this world it even
+# *helps*. It works as a brake on a parabola that overshoots. An order is a promise about small steps. It promises
+# nothing about large ones.
 #
-# So was it worth the hunt? Yes: who wants ten digits of a likelihood (lesson 06), or a reference to judge other samplers by, takes
-# many steps and trusts the slope. And a formula that says 3 should do 3.
+# So was it worth the hunt? Yes: who wants ten digits of a likelihood (lesson 06), or a reference to judge other
+# samplers by, takes many steps and trusts the slope. And a formula that says 3 should do 3.
 #
 # ## 8. Look at it
 #
-# Left: the guess of one point against $\lambda$. Blue is the truth along the exact path, orange is what the solver *assumes* in each
-# step: a constant, a line, a parabola, always extrapolated from guesses to the left (its own, made where it stands). Right: the paths of six points in the
-# plane, from noise (outside) to the islands. Blue is exact.
+# Left: the guess of one point against $\lambda$. Blue is the truth along the exact path, orange is what the solver
+# *assumes* in each step: a constant, a line, a parabola, always extrapolated from guesses to the left (its own, made
+# where it stands). Right: the paths of six points in the plane, from noise (outside) to the islands. Blue is exact.
 #
 # **Predict.** At 6 steps, which order is closest to the blue lines? And at 20?
 
@@ -647,14 +657,15 @@ plot.strip(
 )
 
 # %% [markdown]
-# At 6 steps the lines overshoot at the bend, and the parabola shoots through the roof: three guesses from far behind say little about
-# the road ahead. At 20 steps lines and parabolas lie on the curve, but for the bend, and the stairs still lag behind.
+# At 6 steps the lines overshoot at the bend, and the parabola shoots through the roof: three guesses from far behind
+# say little about the road ahead. At 20 steps lines and parabolas lie on the curve, but for the bend, and the stairs
+# still lag behind.
 #
 # ## 9. The same with noise
 #
 # DDPM's step adds noise. Does it have an equation like (1)? Write lesson 03's posterior with
-# $e^{-h} = \frac{\sigma_s\alpha_t}{\alpha_s\sigma_t}$. A line of algebra gives $\beta = 1-\frac{\alpha_t^2}{\alpha_s^2} =
-# \sigma_t^2(1-e^{-2h})$, and with it
+# $e^{-h} = \frac{\sigma_s\alpha_t}{\alpha_s\sigma_t}$. A line of algebra gives
+# $\beta = 1-\frac{\alpha_t^2}{\alpha_s^2} = \sigma_t^2(1-e^{-2h})$, and with it
 #
 # $$x_s = \frac{\sigma_s}{\sigma_t}e^{-h}x_t + \alpha_s(1-e^{-2h})\,\hat x_0 + \sigma_s\sqrt{1-e^{-2h}}\;z .$$
 #
@@ -663,9 +674,10 @@ plot.strip(
 # $$\frac{\alpha_s x_s}{\sigma_s^2} = \frac{\alpha_t x_t}{\sigma_t^2} + \left(e^{2\lambda_s}-e^{2\lambda_t}\right)\hat x_0
 #   + \sqrt{e^{2\lambda_s}-e^{2\lambda_t}}\;z .$$
 #
-# So $\alpha x/\sigma^2$ is a random walk on the clock $e^{2\lambda}$, the signal-to-noise ratio, with drift $\hat x_0$. Many small
-# steps add up to one integral, with weight $e^{-2h(1-u)}$, and one Gaussian. Nothing is left to derive. **The rules above work as
-# they are, on a clock that runs twice as fast**: hand them $2\lambda$. That is SDE-DPM-Solver++.
+# So $\alpha x/\sigma^2$ is a random walk on the clock $e^{2\lambda}$, the signal-to-noise ratio, with drift $\hat x_0$.
+# Many small steps add up to one integral, with weight $e^{-2h(1-u)}$, and one Gaussian. Nothing is left to derive.
+# **The rules above work as they are, on a clock that runs twice as fast**: hand them $2\lambda$. That is
+# SDE-DPM-Solver++.
 
 
 # %%
@@ -696,8 +708,8 @@ print("order 3 agrees with td.dpm_solver_pp(order=3, eta=1): True")
 # %% [markdown]
 # ## 10. Ten calls
 #
-# Enough of slopes. What do we get for *ten* network calls? Energy distance between 2000 samples and 2000 real points of the islands,
-# root mean square over 4 seeds, beside the floor of real against real.
+# Enough of slopes. What do we get for *ten* network calls? Energy distance between 2000 samples and 2000 real points of
+# the islands, root mean square over 4 seeds, beside the floor of real against real.
 #
 # **Predict.** Sort them: DDPM, DDIM, 2M, 3M, and 2M with noise.
 
@@ -751,15 +763,16 @@ plot.curves(
 )
 
 # %% [markdown]
-# 2M is the workhorse. 3M is a racehorse: sometimes first, sometimes in the ditch. Pictures tell the same. On ImageNet at 256×256, with
-# strong guidance, Lu et al. (2022b) report these FIDs:
+# 2M is the workhorse. 3M is a racehorse: sometimes first, sometimes in the ditch. Pictures tell the same. On ImageNet
+# at 256×256, with strong guidance, Lu et al. (2022b) report these FIDs:
 #
 # | calls | 10 | 15 | 20 | 25 |
 # | --- | --- | --- | --- | --- |
 # | DDIM | 13.04 | 11.27 | 10.21 | 9.87 |
 # | DPM-Solver++(2M) | 14.44 | 9.46 | 9.10 | 9.11 |
 #
-# At 10 calls DDIM wins there! Large steps keep no promises. From 15 on order 2 pays. And the grid matters as much as the order:
+# At 10 calls DDIM wins there! Large steps keep no promises. From 15 on order 2 pays. And the grid matters as much as
+# the order:
 
 # %%
 even_t = quality(
@@ -771,8 +784,8 @@ print("2M with 10 steps even in t is at least 3 times worse than even in lambda:
 assert even_t > 3 * table["2M"][2]
 
 # %% [markdown]
-# (This holds for small, simple worlds with sharp islands. For pictures and a cosine schedule, steps even in $t$ are a fine default. Lesson 11
-# measures it.)
+# (This holds for small, simple worlds with sharp islands. For pictures and a cosine schedule, steps even in $t$ are a
+# fine default. Lesson 11 measures it.)
 #
 # ## If you see this instead
 #
@@ -793,13 +806,14 @@ assert even_t > 3 * table["2M"][2]
 # - With noise it is the same on the clock $2\lambda$.
 # - Measure the slope. Then remember that few steps are not small steps.
 #
-# **To think about.** (1) With one Gaussian as the world, 3M measures order 4. Luck or law? Which integral would have to vanish?
-# (2) DPM-Solver (without ++) integrates $\hat\epsilon$ in place of $\hat x_0$: $d(x/\alpha) = \hat\epsilon\,d e^{-\lambda}$. Derive
-# it as in section 1. Where is its weight largest, and why might that be a problem with strong guidance (lesson 08)?
+# **To think about.** (1) With one Gaussian as the world, 3M measures order 4. Luck or law? Which integral would have to
+# vanish? (2) DPM-Solver (without ++) integrates $\hat\epsilon$ in place of $\hat x_0$:
+# $d(x/\alpha) = \hat\epsilon\,d e^{-\lambda}$. Derive it as in section 1. Where is its weight largest, and why might
+# that be a problem with strong guidance (lesson 08)?
 #
-# **Exercise.** Write the step of 2M from $t$ to $s$ as a function of its own, without the helpers above: from `x` and the guesses `x0`, made at
-# $t$, and `x0_prev`, made at `t_prev`. **Hint:** mind the order of the history. Which guess is newer? And which step does $r_0$ put over
-# which?
+# **Exercise.** Write the step of 2M from $t$ to $s$ as a function of its own, without the helpers above: from `x` and
+# the guesses `x0`, made at $t$, and `x0_prev`, made at `t_prev`. **Hint:** mind the order of the history. Which guess
+# is newer? And which step does $r_0$ put over which?
 
 
 # %%
@@ -832,10 +846,10 @@ else:
     print("right: your step agrees with td.dpm_solver_pp")
 
 # %% [markdown]
-# **Papers.** Lu, Zhou, Bao, Chen, Li & Zhu 2022a, *DPM-Solver*: the semi-linear ODE and $\lambda$, sec. 3. Lu et al. 2022b,
-# *DPM-Solver++*: $\hat x_0$ in place of $\hat\epsilon$ and 2S, sec. 4 and algorithm 1; 2M, algorithm 2; the SDE variant, app. B. Song, Meng &
-# Ermon 2021, *Denoising Diffusion Implicit Models*, eq. 12. Hochbruck & Ostermann 2010, *Exponential Integrators*: the $\varphi$
-# functions. Cf. Zhao et al. 2023, *UniPC*, and Zhang & Chen 2023, *Fast Sampling of Diffusion Models with Exponential Integrator*, for
-# relatives.
+# **Papers.** Lu, Zhou, Bao, Chen, Li & Zhu 2022a, *DPM-Solver*: the semi-linear ODE and $\lambda$, sec. 3. Lu et al.
+# 2022b, *DPM-Solver++*: $\hat x_0$ in place of $\hat\epsilon$ and 2S, sec. 4 and algorithm 1; 2M, algorithm 2; the SDE
+# variant, app. B. Song, Meng & Ermon 2021, *Denoising Diffusion Implicit Models*, eq. 12. Hochbruck & Ostermann 2010,
+# *Exponential Integrators*: the $\varphi$ functions. Cf. Zhao et al. 2023, *UniPC*, and Zhang & Chen 2023, *Fast
+# Sampling of Diffusion Models with Exponential Integrator*, for relatives.
 #
 # Next: 08, guidance.
