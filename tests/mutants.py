@@ -17,7 +17,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("schedule", "denoise", "diffuse", "sample", "solvers", "guide", "likelihood")
-TESTS = ("test_denoise.py", "test_schedule.py", "test_sample.py", "test_diffuse.py", "test_guide.py", "test_likelihood.py", "peers")
+TESTS = (
+    "test_denoise.py",
+    "test_schedule.py",
+    "test_sample.py",
+    "test_diffuse.py",
+    "test_guide.py",
+    "test_likelihood.py",
+    "peers",
+)
 TESTED_BY = {"solvers": "sample"}
 SWAP = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 SIGN = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
