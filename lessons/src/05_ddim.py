@@ -642,7 +642,8 @@ assert abs(lerp(a, b, 0.5).std() - 0.71) < 0.02
 # - Between noises walk on the circle. Straight lines lead through noise of the wrong size.
 #
 # **To think about.** (1) With $\eta = 0$ and one single step from $T$ to 0, what picture comes out, and does it depend
-# on the noise? (2) Somebody wants $\eta = 2$, for more variety. What goes wrong in (1)? Up to which $c$ could one go?
+# on the noise? (2) Somebody wants $\eta = 2$, for more variety. What goes wrong in equation (1)? Up to which $c$ could
+# one go?
 #
 # **Exercise.** How much variance does each $\eta$ leave in section 4? If $x_t$ has variance $V$ and
 # $\hat x_0 = \alpha_t x_t$, the step $x_s = k\,x_t + w\,\hat x_0 + c\,z$ leaves how much? Complete `variance_after`;
