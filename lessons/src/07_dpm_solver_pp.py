@@ -19,8 +19,7 @@
 # - measure the order of a solver, and use the slope to catch an error that no picture shows,
 # - decide when a higher order helps and when it hurts.
 #
-# All denoisers here are exact, so every error is the solver's. Four cells take between 2 and 6 seconds, the others
-# less.
+# All denoisers here are exact, so every error is the solver's. One cell takes 5 seconds, the others less than 2.
 
 # %%
 import math
@@ -554,7 +553,7 @@ print("our order 3 agrees with td.dpm_solver_pp(order=3): True")
 # We ran the public code side by side in float64 when we built this library. The halved factor is in the paper's own
 # repository, in diffusers (0.42.1) and in k-diffusion (0.1.1): slope 2.16, where the full factor measures 3.02. (In
 # diffusers the *stochastic* variant of order 3 has a sign error on top, local order 1.94 where 3.17 is possible.) All
-# are good libraries, used by millions. How can this stay unseen?
+# are good and widely used. How can this stay unseen?
 
 # %%
 coarse = [8, 12, 25, 50, 100, 200]
@@ -570,8 +569,8 @@ assert bent["3M repaired"][5] < bent["3M in the wild"][5] / 3
 
 # %% [markdown]
 # Like this. People sample with 10 to 30 steps, and there the halved factor does not hurt. On this world it even
-# *helps*. It works as a brake on a parabola that overshoots. An order is a promise about small steps. It promises
-# nothing about large ones.
+# *helps*. Probably it works as a brake on a parabola that overshoots. An order is a promise about small steps. It
+# promises nothing about large ones.
 #
 # So was it worth the hunt? Yes: who wants ten digits of a likelihood (lesson 06), or a reference to judge other
 # samplers by, takes many steps and trusts the slope. And a formula that says 3 should do 3.
@@ -852,4 +851,4 @@ else:
 # *Exponential Integrators*: the $\varphi$ functions. Cf. Zhao et al. 2023, *UniPC*, and Zhang & Chen 2023, *Fast
 # Sampling of Diffusion Models with Exponential Integrator*, for relatives.
 #
-# Next: 08, guidance.
+# Next: [08, guidance](08_guidance.ipynb).
