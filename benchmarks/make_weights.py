@@ -39,7 +39,8 @@ measured when the file was made and stands beside its floor, what real data of t
 `mnist-classifier` also holds what `tinydiff.evaluate` compares with: mean and covariance of its 64 features of the
 60,000 training digits, their 16 leading principal components in 8 bits each, and the floor: how the 10,000 test digits
 compare. Frechet distances are its own: they cannot be compared with those on other features. t counts noise on
-`tinydiff.cosine()`, 0 is clean. Its minutes are those of one core.
+`tinydiff.cosine()`, 0 is clean. Its minutes are those of one core. The others' are by the clock, on a machine that was
+busy with other work.
 """
 
 
@@ -71,7 +72,7 @@ def pack(checkpoint: Path, name: str, folder: Path = WEIGHTS) -> None:
 
 
 def figures(denoiser: td.Denoiser) -> tuple[dict[str, float], dict[str, float]]:
-    """Quality of 20-step DPM-Solver++(2M) samples and of real data, the deciding figure first; MNIST's by its SDE, too."""
+    """Quality of 20-step DPM-Solver++(2M) samples and of real data, the deciding figure first; MNIST's also by SDE."""
     if denoiser.info["data"] == "mnist":
         ode, sde = (td.evaluate(denoiser, sampler=partial(td.dpm_solver_pp, eta=eta)) for eta in (0.0, 1.0))
         noisy = {f"{key}, SDE": value for key, value in vars(sde.samples).items()}

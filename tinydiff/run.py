@@ -217,7 +217,7 @@ def draw(
     noise, mine = randn((n, *shape), generator, parameter), parallel.share(n)
     if parallel.rank():
         generator.manual_seed(seed + parallel.rank())  # the shares' later noise must differ
-    times = td.uniform(denoiser.schedule, steps)
+    times = td.uniform_log_snr(denoiser.schedule, steps)
     noisy = {"generator": generator} if "generator" in inspect.signature(sampler).parameters else {}
     states = sampler(denoiser, noise[mine], times, y=y[mine].to(noise.device), **noisy)
     x = td.final(tqdm(states, total=steps, desc="sampling", disable=not progress or parallel.rank() > 0))
