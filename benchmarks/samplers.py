@@ -72,10 +72,10 @@ def seeded(seed: int) -> torch.Generator:
 
 def table(title: str, rows: dict[str, list[list[float]]], calls: tuple[int, ...], number: str = "8.1e") -> None:
     """One row a solver, one cell a number of calls: the mean over seeds and the standard deviation."""
-    print(f"\n{title}\n{'network calls at most':24}" + "".join(f"{c:>19}" for c in calls))
+    print(f"\n{title}\n{'network calls at most':24}" + "".join(f"{c:>22}" for c in calls))
     for name, cells in rows.items():
         texts = (f"{statistics.mean(v):{number}} +-{spread(v):{number}}" for v in cells)
-        print(f"{name:24}" + "".join(f"{text:>19}" for text in texts), flush=True)
+        print(f"{name:24}" + "".join(f"{text:>22}" for text in texts), flush=True)
 
 
 def spread(values: list[float]) -> float:
