@@ -7,6 +7,7 @@ from tinydiff.classifier import Classifier, train_classifier
 from tinydiff.data import digits, mnist, toy
 from tinydiff.denoise import Denoiser, EpsDenoiser, VDenoiser, X0Denoiser
 from tinydiff.diffuse import bits_per_dim, ddpm_loss, q_posterior, q_sample, stratified_times, variational_bound
+from tinydiff.distill import consistency, consistency_distillation_loss, consistency_training_loss, distill
 from tinydiff.evaluate import Evaluation, evaluate
 from tinydiff.exact import EmpiricalDenoiser, GaussianMixture, gaussian_flow
 from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThreshold
@@ -49,11 +50,15 @@ __all__ = [
     "X0Denoiser",
     "batches",
     "bits_per_dim",
+    "consistency",
+    "consistency_distillation_loss",
+    "consistency_training_loss",
     "cosine",
     "ddim",
     "ddpm",
     "ddpm_loss",
     "digits",
+    "distill",
     "dpm_solver",
     "dpm_solver_pp",
     "dpm_solver_pp_singlestep",

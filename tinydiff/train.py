@@ -1,6 +1,7 @@
 """The training loop, to be read from top to bottom, and the running average of weights that one samples from."""
 
 import copy
+import inspect
 import math
 import signal
 import threading
@@ -120,7 +121,8 @@ def train(
         steps, seconds: the budget, one of the two.
         lr: peak learning rate.
         dtype: of the network's arithmetic; by default `fast_dtype` of the batch.
-        loss: called as loss(denoiser, x0, generator=generator, y=y).
+        loss: called as loss(denoiser, x0, generator=generator, y=y), and with fraction=, the share of the budget that
+            is spent, 0 to 1, if it has a parameter of that name.
         generator: source of the loss's randomness; without it, torch's global one.
         clock: what counts seconds, the same in all processes of a group.
 
@@ -158,6 +160,7 @@ def train(
         told = asdict(now) | {"updates": 0 if ema is None else ema.updates}
         save_training(path, models, optimiser, random, told)
 
+    paced = "fraction" in inspect.signature(loss).parameters
     first, saved, images, source = now.seconds, now.seconds, 0, _endless(batches)
     if (fraction := done(now.step, now.seconds)) == 1:
         yield now
@@ -172,10 +175,11 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
 
+            pace = {"fraction": fraction} if paced else {}
             denoiser.train()
             compute = dtype or fast_dtype(x0)
             with torch.autocast(x0.device.type, compute, enabled=compute in (torch.bfloat16, torch.float16)):
-                value = loss(denoiser, x0, generator=generator, **cond)
+                value = loss(denoiser, x0, generator=generator, **cond, **pace)
             denoiser.eval()
             optimiser.zero_grad()
             torch.autograd.backward(value)
