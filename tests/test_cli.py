@@ -76,6 +76,59 @@ def test_sample_writes_pictures_and_arrays_of_the_asked_kind(trained: Path, tmp_
     assert Image.open(picture).size == (10 * 57 - 1, 2 * 57 - 1)
 
 
+def test_distill_leaves_a_run_that_goes_on_and_can_be_sampled_and_guided(trained: Path, tmp_path: Path, capsys) -> None:
+    out, teacher = tmp_path / "student", trained / "checkpoint.safetensors"
+    command = ["distill", str(teacher), "--steps", "6", "--batch", "16", "--out", str(out), "--device", "cpu"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "1,797 samples of digits" in printed
+    assert f"tinydiff sample {out / 'checkpoint.safetensors'} --sampler consistency --steps 1" in printed
+    assert list(csv.DictReader((out / "log.csv").open()))[-1]["step"] == "6"
+    assert Image.open(out / "samples.png").size == (10 * 57 - 1, 8 * 57 - 1)
+    student = td.load(out / "checkpoint.safetensors")
+    assert (student.info["teacher"], student.info["classes"]) == (str(teacher), 10)
+    weights, theirs = student.net.state_dict(), td.load(teacher).net.state_dict()
+    assert not all(torch.equal(weights[k], theirs[k]) for k in theirs), "it has learnt"
+    assert all((weights[k] - theirs[k]).norm() < 0.2 * theirs[k].norm() + 0.1 for k in theirs), "from the teacher on"
+
+    assert cli.main(command) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert cli.main([*command, "--guidance", "2"]) == 2
+    assert "holds a run with guidance = 1.0, and this one has 2.0" in capsys.readouterr().err
+    assert cli.main([*command, "--guidance", "2", "--out", str(tmp_path / "guided")]) == 0
+    guided = td.load(tmp_path / "guided" / "checkpoint.safetensors").net.state_dict()
+    assert not all(torch.equal(weights[k], guided[k]) for k in guided)
+
+    array = tmp_path / "two.npy"
+    options = ["-n", "5", "--steps", "2", "--sampler", "consistency", "--label", "7", "--out", str(array)]
+    assert cli.main(["sample", str(out / "checkpoint.safetensors"), *options]) == 0
+    noise = {"grid": td.uniform, "generator": torch.Generator().manual_seed(0)}
+    expected = td.sample(student, (5, 1, 8, 8), steps=2, sampler=td.consistency, y=torch.full((5,), 7), **noise)
+    assert np.array_equal(np.load(array), expected.numpy())
+
+
+def test_distill_makes_do_with_the_teachers_own_samples_and_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
+    torch.manual_seed(0)
+    teacher = td.VDenoiser(td.MLP(hidden=16, layers=1, classes=3), td.linear())
+    teacher.info = {"shape": [2], "classes": 3}  # of a data set of one's own
+    td.save(tmp_path / "teacher.safetensors", teacher)
+    seen, batches = [], td.batches
+    monkeypatch.setattr(td, "batches", lambda x, y, **options: seen.append((x, y)) or batches(x, y, **options))
+    out = tmp_path / "run"
+    assert cli.main(["distill", str(tmp_path / "teacher.safetensors"), "--steps", "2", "--out", str(out)]) == 0
+    assert "with samples of its own in place of a data set" in capsys.readouterr().out
+    ((x, y),) = seen
+    assert x.shape == (4096, 2)
+    assert torch.equal(x[256:512], run.draw(teacher, 256, seed=1)[0])
+    assert set(y.tolist()) == {0, 1, 2}
+    assert json.loads((out / "run.json").read_text())["samples of"] == "teacher"
+
+    teacher.info = {"shape": [2]}
+    td.save(tmp_path / "teacher.safetensors", teacher)
+    assert cli.main(["distill", str(tmp_path / "teacher.safetensors"), "--steps", "2", "--out", str(out)]) == 2
+    assert "does not say what shape and classes" in capsys.readouterr().err
+
+
 def test_toys_train_and_draw_a_cloud(tmp_path: Path) -> None:
     out = tmp_path / "moons"
     assert cli.main(["train", "toy", "moons", "--steps", "3", "--out", str(out)]) == 0
@@ -137,6 +190,8 @@ def test_lessons_are_copied_once_and_edits_are_kept(tmp_path: Path, capsys) -> N
         ("train digits moons", "digits takes no name, but 'moons' was given"),
         ("train digits --steps 0", "--steps 0 must be greater than 0"),
         ("train digits --minutes -1", "--minutes -1 must be greater than 0"),
+        ("distill mnits", "mnits is neither a file nor one of the shipped models"),
+        ("distill digits --minutes 0", "--minutes 0 must be greater than 0"),
         ("sample nowhere.safetensors", "There is no file nowhere.safetensors"),
         ("sample mnits", "mnits is neither a file nor one of the shipped models"),
         ("sample x.safetensors --out x.gif", "--out x.gif must end in .png"),
@@ -175,7 +230,7 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
     assert stop.value.code == 2
-    for command in ("train", "sample", "evaluate", "data", "demo", "doctor", "lessons"):
+    for command in ("train", "distill", "sample", "evaluate", "data", "demo", "doctor", "lessons"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0

@@ -457,7 +457,7 @@ def test_one_step_of_a_distilled_student_is_near_the_teachers_twenty() -> None:
     student = copy.deepcopy(teacher).requires_grad_()
     ema = td.EMA(student, 0.95)
     source = td.batches(x0, size=512, generator=generator)
-    for _ in td.distill(student, teacher, source, ema=ema, steps=1500, lr=1e-3, generator=generator):
+    for _ in td.distill(student, teacher, source, ema=ema, steps=1500, lr=2e-3, generator=generator):
         pass
 
     def distance(denoiser: td.Denoiser, sampler: Any, steps: int, grid: Any = td.uniform) -> float:

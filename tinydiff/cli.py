@@ -1,4 +1,4 @@
-"""The `tinydiff` command: train, sample, evaluate, data, demo, doctor, lessons."""
+"""The `tinydiff` command: train, distill, sample, evaluate, data, demo, doctor, lessons."""
 
 import argparse
 import importlib.util
@@ -9,8 +9,10 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,9 @@ SAMPLERS: dict[str, Callable[..., Iterator[td.State]]] = {
     "ddim": td.ddim,
     "dpm_solver_pp": td.dpm_solver_pp,
     "dpm_solver_pp_sde": partial(td.dpm_solver_pp, eta=1.0),
+    "consistency": td.consistency,
 }
+GRIDS = {"consistency": td.uniform}  # evenly in lambda its second step would begin at t = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,21 +57,44 @@ def train(args: argparse.Namespace) -> None:
         raise ValueError(f"toy needs a name: tinydiff train toy {next(iter(TOYS))} (or {', '.join(list(TOYS)[1:])}).")
     if args.data != "toy" and args.name is not None:
         raise ValueError(f"{args.data} takes no name, but {args.name!r} was given: tinydiff train {args.data}.")
-    for option in ("steps", "minutes", "width", "batch", "lr"):
-        if (value := getattr(args, option)) is not None and not value > 0:
-            raise ValueError(f"--{option} {value:g} must be greater than 0.")
+    _refuse_what_is_not_positive(args, "steps", "minutes", "width", "batch", "lr")
     name = args.name or args.data
     out = Path(args.out or f"runs/{name}")
     options = {
         option: getattr(args, option) for option in ("seed", "steps", "minutes", "width", "batch", "lr", "compile")
     }
-    try:
+    with _promise():
         run.train(name, out, device=choose_device(args.device), **options)
+    if parallel.rank() == 0:
+        print(f"{out / 'samples.png'} shows samples; for more: tinydiff sample {out / 'checkpoint.safetensors'}")
+
+
+def distill(args: argparse.Namespace) -> None:
+    """Distil a checkpoint into a consistency model, in a run folder of its own."""
+    _refuse_what_is_not_positive(args, "steps", "minutes", "batch", "lr")
+    teacher = _load(args.checkpoint, choose_device(args.device))
+    out = Path(args.out or f"runs/{teacher.info.get('data', 'model')}-consistency")
+    options = {option: getattr(args, option) for option in ("guidance", "seed", "steps", "minutes", "batch", "lr")}
+    with _promise():
+        run.distill(teacher, args.checkpoint, out, **options)
+    print(f"{out / 'samples.png'} shows samples of two steps; for more:")
+    print(f"tinydiff sample {out / 'checkpoint.safetensors'} --sampler consistency --steps 1")
+
+
+def _refuse_what_is_not_positive(args: argparse.Namespace, *options: str) -> None:
+    for option in options:
+        if (value := getattr(args, option)) is not None and not value > 0:
+            raise ValueError(f"--{option} {value:g} must be greater than 0.")
+
+
+@contextmanager
+def _promise() -> Iterator[None]:
+    """Ctrl-C loses nothing of a run, and says so."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("\nStopped, and nothing is lost: the same command goes on from here.", file=sys.stderr)
         raise
-    if parallel.rank() == 0:
-        print(f"{out / 'samples.png'} shows samples; for more: tinydiff sample {out / 'checkpoint.safetensors'}")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -79,7 +106,7 @@ def sample(args: argparse.Namespace) -> None:
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out {out} must end in .png (a picture) or .npy (an array).")
     denoiser = _load(args.checkpoint, parallel.start(choose_device(args.device)))
-    options = {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "seed": args.seed, "label": args.label}
+    options = _how(args) | {"label": args.label}
     start = time.perf_counter()
     if out.suffix == ".png":
         run.picture(denoiser, out, args.num, progress=True, **options)
@@ -94,7 +121,13 @@ def sample(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model of MNIST beside real test digits."""
     denoiser = _load(args.checkpoint, choose_device(args.device))
-    print(td.evaluate(denoiser, args.num, steps=args.steps, sampler=SAMPLERS[args.sampler], seed=args.seed))
+    print(td.evaluate(denoiser, args.num, **_how(args)))
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """How the command is to sample."""
+    grid = GRIDS.get(args.sampler, td.uniform_log_snr)
+    return {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "grid": grid, "seed": args.seed}
 
 
 def _load(checkpoint: str, device: torch.device) -> td.Denoiser:
@@ -256,6 +289,23 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, help="peak learning rate")
     p.add_argument("--compile", action="store_true", help="compile the network first; needs a C++ compiler")
     p.add_argument("--out", metavar="DIR", help="run folder (default: runs/NAME)")
+    device(p)
+    seed(p)
+
+    p = command(
+        distill,
+        "Distil a model into one that samples in one or two steps; the same command again goes on where it stopped.",
+        "mnist --minutes 10",
+        "runs/digits/checkpoint.safetensors --guidance 1.5 --out runs/guided",
+    )
+    p.add_argument("checkpoint", help=f"the teacher: a file of tinydiff train, or one of {', '.join(shipped())}")
+    budget = p.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, help="train for so many steps")
+    budget.add_argument("--minutes", type=float, help="or for so many minutes (default: as long as tinydiff train)")
+    p.add_argument("--guidance", type=float, default=1.0, help="scale of the teacher's guidance (default: 1, none)")
+    p.add_argument("--batch", type=int, help="samples in a batch")
+    p.add_argument("--lr", type=float, help="peak learning rate")
+    p.add_argument("--out", metavar="DIR", help="run folder (default: runs/DATA-consistency)")
     device(p)
     seed(p)
 

@@ -189,6 +189,11 @@ def _folders() -> list[Path]:
     return [*folders, Path(pooch.os_cache("tinydiff")) / "mnist"]
 
 
+def mnist_is_here() -> bool:
+    """Whether `mnist` finds its files without a download."""
+    return all(_find(name) for names in SPLITS.values() for name in names)
+
+
 def _find(name: str) -> Path | None:
     """The first file that claims to be `name`, damaged or not."""
     paths = (folder / (name + suffix) for folder in _folders() for suffix in ("", ".gz"))

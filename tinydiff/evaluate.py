@@ -21,6 +21,7 @@ from tinydiff.classifier import Classifier
 from tinydiff.guide import ClassifierGuided
 from tinydiff.pretrained import CLASSIFIER, load_classifier, verified
 from tinydiff.sample import State, dpm_solver_pp, sample
+from tinydiff.schedule import Schedule, uniform_log_snr
 
 LEAST = 500  # samples; fewer span no covariance of 64 features to speak of
 MOST = 10_000  # training digits, and samples, that precision and recall compare
@@ -103,6 +104,7 @@ def evaluate(
     *,
     steps: int = 20,
     sampler: Callable[..., Iterator[State]] = dpm_solver_pp,
+    grid: Callable[[Schedule, int], Tensor] = uniform_log_snr,
     seed: int = 0,
     batch: int = 500,
     progress: bool = True,
@@ -112,7 +114,7 @@ def evaluate(
     Args:
         denoiser: of MNIST, or a wrapper around one; its `info` says so, as that of `tinydiff train mnist` does.
         n: number of samples, at least 500; 10,000 for a figure to quote.
-        steps, sampler: as for `sample`.
+        steps, sampler, grid: as for `sample`.
         seed: of the noise; the same seed and batch give the same samples.
         batch: samples drawn at a time.
         progress: show a progress bar.
@@ -130,7 +132,8 @@ def evaluate(
         for labels in torch.split(y, batch):
             cond: dict[str, Any] = {"y": labels.to(device)} if takes_y else {}
             shape = (len(labels), 1, 28, 28)
-            images.append(sample(denoiser, shape, steps=steps, sampler=sampler, generator=generator, **cond).cpu())
+            options: dict[str, Any] = {"steps": steps, "sampler": sampler, "grid": grid, "generator": generator}
+            images.append(sample(denoiser, shape, **options, **cond).cpu())
             bar.update(len(labels))
     seconds = (time.perf_counter() - start) * 1000 / n
     samples = measure(torch.cat(images).float(), y if takes_y else None)

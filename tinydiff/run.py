@@ -1,10 +1,11 @@
 """A run folder: run.json, log.csv, samples.png and checkpoint.safetensors, made by one recipe for each kind of data."""
 
+import copy
 import csv
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 import tinydiff as td
 from tinydiff import parallel, plot
+from tinydiff.data import TOYS, mnist_is_here
 from tinydiff.diffuse import randn
 
 
@@ -107,11 +109,86 @@ def train(
         checkpoint=checkpoint,
         clock=parallel.clock,
     )
-    with closing(steps_of_training):  # Ctrl-C between two steps writes the checkpoint, too
-        timed = minutes is not None and device.type == "cpu" and parallel.world() == 1
-        _follow(balanced(steps_of_training) if timed else steps_of_training, ema, out, steps, minutes)
-    picture(ema.denoiser, out / "samples.png")
+    _run(steps_of_training, ema, out, steps, minutes, {})
     return ema.denoiser
+
+
+def distill(
+    teacher: td.Denoiser,
+    name: str,
+    out: Path,
+    *,
+    guidance: float = 1.0,
+    seed: int = 0,
+    steps: int | None = None,
+    minutes: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+) -> td.Denoiser:
+    """Distil a teacher, known as `name`, into a consistency model in the folder `out`, or go on with the run there.
+
+    Trains on the teacher's data set if it is on this machine, else on 4,096 of the teacher's own samples. Shows and
+    writes what `train` does; previews take two steps of `consistency`. Returns the averaged student.
+
+    Raises:
+        ValueError: the folder holds another run, or guidance of a teacher without classes.
+    """
+    if not teacher.info.get("shape") or not teacher.info.get("classes"):
+        raise ValueError(f"{name} does not say what shape and classes its samples have: make it with tinydiff train.")
+    parallel.start(torch.device("cpu"))
+    if parallel.world() > 1:
+        raise ValueError("Distillation runs in one process: start tinydiff distill without torchrun.")
+    origin, device = teacher.info.get("data", ""), next(teacher.parameters()).device
+    recipe = RECIPES.get(origin, RECIPES["toy" if len(teacher.info["shape"]) == 1 else "mnist"])
+    minutes = None if steps else minutes or recipe.minutes
+    there = origin in TOYS or origin == "digits" or (origin == "mnist" and mnist_is_here())
+    settings: dict[str, Any] = {"teacher": name, "guidance": guidance, "samples of": origin if there else "teacher"}
+    settings |= {"seed": seed, "steps": steps, "minutes": minutes}
+    settings |= {"batch": batch or recipe.batch, "lr": lr or recipe.lr / 10}
+    guided = teacher if guidance == 1 else td.ClassifierFree(teacher, guidance)
+    student = copy.deepcopy(teacher)
+    student.info = {key: teacher.info[key] for key in ("data", "shape", "classes") if key in teacher.info} | settings
+    ema, generator = td.EMA(student, 0.95), torch.Generator().manual_seed(seed)
+    _claim(out, settings)
+    checkpoint = out / "checkpoint.safetensors"
+    if there:
+        x, y = load_data(origin)
+        print(f"{name} becomes a consistency model on {device}, with {len(x):,} samples of {origin}")
+    else:
+        print(f"{name} becomes a consistency model on {device}, with samples of its own in place of a data set")
+        parts = [draw(teacher, 256, seed=seed + i) for i in tqdm(range(16), desc="sampling")]
+        x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+    if checkpoint.exists():
+        print(f"going on from {checkpoint}")
+    states = td.distill(
+        student,
+        guided,
+        td.batches(x.to(device), y.to(device), size=settings["batch"], generator=generator),
+        ema=ema,
+        steps=steps,
+        seconds=None if minutes is None else 60 * minutes,
+        lr=settings["lr"],
+        generator=generator,
+        checkpoint=checkpoint,
+    )
+    _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "grid": td.uniform, "steps": 2})
+    return ema.denoiser
+
+
+def _run(
+    states: Generator[td.Progress],
+    ema: td.EMA,
+    out: Path,
+    steps: int | None,
+    minutes: float | None,
+    previews: dict[str, Any],
+) -> None:
+    """Train to the end under the eyes of the user; previews are drawn with those options of `draw`."""
+    with closing(states):  # Ctrl-C between two steps writes the checkpoint, too
+        on_cpu = next(ema.denoiser.parameters()).device.type == "cpu"
+        timed = minutes is not None and on_cpu and parallel.world() == 1
+        _follow(balanced(states) if timed else states, ema, out, steps, minutes, previews)
+    picture(ema.denoiser, out / "samples.png", **previews)
 
 
 def balanced(states: Iterator[td.Progress], every: float = 60.0) -> Iterator[td.Progress]:
@@ -167,7 +244,14 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _follow(states: Iterator[td.Progress], ema: td.EMA, out: Path, steps: int | None, minutes: float | None) -> None:
+def _follow(
+    states: Iterator[td.Progress],
+    ema: td.EMA,
+    out: Path,
+    steps: int | None,
+    minutes: float | None,
+    previews: dict[str, Any],
+) -> None:
     """The progress bar, the log and the previews."""
     log_path = out / "log.csv"
     fresh, smooth, logged, preview = not log_path.exists(), None, 0.0, 5.0
@@ -186,7 +270,7 @@ def _follow(states: Iterator[td.Progress], ema: td.EMA, out: Path, steps: int | 
                 bar.set_postfix_str(f"loss {smooth:.3f}, {p.images_per_second:.0f} samples/s")
                 logged = p.seconds
             if p.seconds >= preview:
-                picture(ema.denoiser, out / "samples.png")
+                picture(ema.denoiser, out / "samples.png", **previews)
                 preview = 2 * p.seconds
 
 
@@ -196,6 +280,7 @@ def draw(
     *,
     steps: int = 20,
     sampler: Callable[..., Iterator[td.State]] = td.dpm_solver_pp,
+    grid: Callable[[td.Schedule, int], Tensor] = td.uniform_log_snr,
     seed: int = 0,
     label: int | None = None,
     progress: bool = False,
@@ -217,7 +302,7 @@ def draw(
     noise, mine = randn((n, *shape), generator, parameter), parallel.share(n)
     if parallel.rank():
         generator.manual_seed(seed + parallel.rank())  # the shares' later noise must differ
-    times = td.uniform_log_snr(denoiser.schedule, steps)
+    times = grid(denoiser.schedule, steps)
     noisy = {"generator": generator} if "generator" in inspect.signature(sampler).parameters else {}
     states = sampler(denoiser, noise[mine], times, y=y[mine].to(noise.device), **noisy)
     x = td.final(tqdm(states, total=steps, desc="sampling", disable=not progress or parallel.rank() > 0))
