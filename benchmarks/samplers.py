@@ -26,7 +26,7 @@ from tinydiff.evaluate import load_reference, measure
 from tinydiff.metrics import energy_distance
 
 CALLS = (5, 8, 10, 15, 20, 50, 100, 1000)
-GRIDS = (td.uniform, td.uniform_log_snr, td.quadratic, td.karras)
+GRIDS = (td.uniform, td.uniform_log_snr, td.quadratic, td.uniform_angle, td.karras)
 
 
 class Solver(NamedTuple):
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--n", type=int, help="samples: 2000 points by default, 10000 digits")
     parser.add_argument("--batch", type=int, default=250)
-    parser.add_argument("--grid", default="uniform", choices=[g.__name__ for g in GRIDS], help="for MNIST")
+    parser.add_argument("--grid", default="uniform_angle", choices=[g.__name__ for g in GRIDS], help="for MNIST")
     parser.add_argument("--solvers", default="", help="for MNIST: names with commas, all by default")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "out")

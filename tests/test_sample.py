@@ -429,16 +429,16 @@ def test_sample_is_noise_through_the_sampler(mixture: td.GaussianMixture) -> Non
     x = td.sample(denoiser, (4, 2), steps=9, sampler=td.ddpm, generator=torch.Generator().manual_seed(4), y=y)
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(4, 2, generator=generator)
-    expected = td.final(td.ddpm(denoiser, noise, td.uniform_log_snr(schedule, 9), generator=generator, y=y))
+    expected = td.final(td.ddpm(denoiser, noise, td.uniform_angle(schedule, 9), generator=generator, y=y))
     assert torch.equal(x, expected)
 
 
-def test_sample_follows_the_networks_dtype_and_defaults_to_2m_even_in_lambda() -> None:
+def test_sample_follows_the_networks_dtype_and_defaults_to_2m_even_in_the_angle() -> None:
     denoiser = td.VDenoiser(nn.Sequential(), td.linear())
     denoiser.net = _Scale().double()
     x = td.sample(denoiser, (3, 2), generator=torch.Generator().manual_seed(0))
     assert x.dtype == f64
-    states = td.dpm_solver_pp(denoiser, normal(3, 2), td.uniform_log_snr(denoiser.schedule, 20), order=2)
+    states = td.dpm_solver_pp(denoiser, normal(3, 2), td.uniform_angle(denoiser.schedule, 20), order=2)
     assert torch.equal(x, td.final(states))
 
 

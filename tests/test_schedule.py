@@ -107,7 +107,7 @@ def test_coefficients_match_the_sample(schedule: td.Schedule) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
-@pytest.mark.parametrize("grid", [td.uniform, td.quadratic, td.uniform_log_snr, td.karras])
+@pytest.mark.parametrize("grid", [td.uniform, td.quadratic, td.uniform_angle, td.uniform_log_snr, td.karras])
 def test_grids_run_from_T_to_zero(grid, steps: int, schedule: td.Schedule) -> None:
     times = grid(schedule, steps)
     assert times.shape == (steps + 1,)
@@ -122,6 +122,7 @@ def test_grids_are_even_in_their_own_measure() -> None:
     even = {
         td.uniform: lambda t: t,
         td.quadratic: lambda t: t.sqrt(),
+        td.uniform_angle: lambda t: torch.atan2(*schedule(t)[::-1]),
         lambda s, n: td.uniform_log_snr(s, n)[:-1]: schedule.half_log_snr,
         lambda s, n: td.karras(s, n)[:-1]: lambda t: (-schedule.half_log_snr(t) / 7).exp(),
     }
@@ -130,6 +131,16 @@ def test_grids_are_even_in_their_own_measure() -> None:
         torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps), rtol=1e-8, atol=0)
     for grid in (td.uniform_log_snr, td.karras):
         assert grid(schedule, 9)[-2].item() == pytest.approx(1, rel=1e-9)
+
+
+def test_even_angles_are_the_same_noise_levels_on_every_schedule() -> None:
+    (alpha, sigma), *others = (s(td.uniform_angle(s, 12)[1:]) for s in (td.cosine(), td.cosine(4000)))
+    for a, s in others:
+        torch.testing.assert_close(a, alpha, rtol=0, atol=2e-4)  # both begin within 1e-4 of a right angle
+        torch.testing.assert_close(s, sigma, rtol=0, atol=2e-4)
+    linear = td.linear()(td.uniform_angle(td.linear(), 12)[1:])[1]
+    torch.testing.assert_close(linear, sigma, rtol=0, atol=0.01)
+    assert (td.uniform_angle(td.cosine(), 12) - td.uniform(td.cosine(), 12)).abs().max() < 10
 
 
 @pytest.mark.parametrize(

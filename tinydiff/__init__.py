@@ -24,6 +24,7 @@ from tinydiff.schedule import (
     quadratic,
     sigmoid,
     uniform,
+    uniform_angle,
     uniform_log_snr,
 )
 from tinydiff.solvers import dpm_solver, dpm_solver_pp_singlestep, heun, invert
@@ -88,6 +89,7 @@ __all__ = [
     "train",
     "train_classifier",
     "uniform",
+    "uniform_angle",
     "uniform_log_snr",
     "variational_bound",
 ]

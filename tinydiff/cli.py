@@ -30,7 +30,6 @@ SAMPLERS: dict[str, Callable[..., Iterator[td.State]]] = {
     "dpm_solver_pp_sde": partial(td.dpm_solver_pp, eta=1.0),
     "consistency": td.consistency,
 }
-GRIDS = {"consistency": td.uniform}  # evenly in lambda its second step would begin at t = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,8 +125,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     """How the command is to sample."""
-    grid = GRIDS.get(args.sampler, td.uniform_log_snr)
-    return {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "grid": grid, "seed": args.seed}
+    return {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "seed": args.seed}
 
 
 def _load(checkpoint: str, device: torch.device) -> td.Denoiser:

@@ -27,7 +27,8 @@ def consistency(
     """Multistep consistency sampling: denoise, re-noise, repeat (Song et al. 2023, alg. 1).
 
     x0 = f(x_t, t), then x_s = alpha_s x0 + sigma_s z with fresh z ~ N(0, I). One step is the denoiser's answer itself.
-    Arguments, yields and errors as for `ddim`; f a consistency model, of which any denoiser may take the place.
+    Arguments, yields and errors as for `ddim`. The times say how much noise is put back: take `uniform` for them, as
+    `sample`'s own grid puts the second of two at t = 1, where no noise is left.
     """
     schedule = denoiser.schedule
     for t, s in intervals(schedule, times):
@@ -76,7 +77,7 @@ def consistency_distillation_loss(
     teacher: Any,
     times: Tensor,
     target: Any = None,
-    solver: Callable[..., Tensor] = ddim_step,
+    solver: Callable[..., Tensor] = heun_step,
     distance: Callable[[Tensor, Tensor], Tensor] = pseudo_huber,
     generator: torch.Generator | None = None,
     **cond: Any,
@@ -92,7 +93,7 @@ def consistency_distillation_loss(
         teacher: the denoiser whose ODE is followed, such as a trained one or `ClassifierFree(trained, scale)`.
         times: the grid (N+1,), decreasing from T to 0.
         target: f', such as an EMA of the student's; the student itself when absent.
-        solver: makes x_s, called as solver(teacher, x_t, t, s, **cond): `ddim_step` or `heun_step`.
+        solver: makes x_s, called as solver(teacher, x_t, t, s, **cond): `heun_step` or `ddim_step`.
         distance: d of two tensors (B, ...), (B,): `pseudo_huber`, `squared_l2` or your own.
         generator: source of pairs and noise.
         cond: passed to all three, such as y=labels.

@@ -21,7 +21,7 @@ from tinydiff.classifier import Classifier
 from tinydiff.guide import ClassifierGuided
 from tinydiff.pretrained import CLASSIFIER, load_classifier, verified
 from tinydiff.sample import State, dpm_solver_pp, sample
-from tinydiff.schedule import Schedule, uniform_log_snr
+from tinydiff.schedule import Schedule, uniform_angle
 
 LEAST = 500  # samples; fewer span no covariance of 64 features to speak of
 MOST = 10_000  # training digits, and samples, that precision and recall compare
@@ -104,7 +104,7 @@ def evaluate(
     *,
     steps: int = 20,
     sampler: Callable[..., Iterator[State]] = dpm_solver_pp,
-    grid: Callable[[Schedule, int], Tensor] = uniform_log_snr,
+    grid: Callable[[Schedule, int], Tensor] = uniform_angle,
     seed: int = 0,
     batch: int = 500,
     progress: bool = True,

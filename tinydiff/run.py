@@ -171,7 +171,7 @@ def distill(
         generator=generator,
         checkpoint=checkpoint,
     )
-    _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "grid": td.uniform, "steps": 2})
+    _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "steps": 2})
     return ema.denoiser
 
 
@@ -280,7 +280,6 @@ def draw(
     *,
     steps: int = 20,
     sampler: Callable[..., Iterator[td.State]] = td.dpm_solver_pp,
-    grid: Callable[[td.Schedule, int], Tensor] = td.uniform_log_snr,
     seed: int = 0,
     label: int | None = None,
     progress: bool = False,
@@ -302,7 +301,7 @@ def draw(
     noise, mine = randn((n, *shape), generator, parameter), parallel.share(n)
     if parallel.rank():
         generator.manual_seed(seed + parallel.rank())  # the shares' later noise must differ
-    times = grid(denoiser.schedule, steps)
+    times = td.uniform_angle(denoiser.schedule, steps)
     noisy = {"generator": generator} if "generator" in inspect.signature(sampler).parameters else {}
     states = sampler(denoiser, noise[mine], times, y=y[mine].to(noise.device), **noisy)
     x = td.final(tqdm(states, total=steps, desc="sampling", disable=not progress or parallel.rank() > 0))

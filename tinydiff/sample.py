@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tinydiff.diffuse import randn
-from tinydiff.schedule import Schedule, match, uniform_log_snr
+from tinydiff.schedule import Schedule, match, uniform_angle
 
 
 class State(NamedTuple):
@@ -227,7 +227,7 @@ def sample(
     *,
     steps: int = 20,
     sampler: Callable[..., Iterator[State]] = dpm_solver_pp,
-    grid: Callable[[Schedule, int], Tensor] = uniform_log_snr,
+    grid: Callable[[Schedule, int], Tensor] = uniform_angle,
     generator: torch.Generator | None = None,
     progress: bool = False,
     **cond: Any,
@@ -239,8 +239,8 @@ def sample(
         shape: (B, ...), the number of samples first.
         steps: number of steps, for most samplers also of network calls.
         sampler: such as `ddim`; set its options with functools.partial(ddim, eta=0.5).
-        grid: makes the times, such as `uniform` or `karras`. The default was best or level with the best at 20 steps
-            in every world measured (benchmarks/README.md); for 10 or fewer on `cosine` take `uniform`.
+        grid: makes the times, such as `uniform` or `karras`. The default serves every schedule; on 2-D data `quadratic`
+            does better still with 10 steps (measured in benchmarks/README.md).
         generator: source of all randomness; the same seed gives the same samples.
         progress: show a progress bar.
         cond: passed to the denoiser, such as y=labels of shape (B,).

@@ -183,6 +183,17 @@ def uniform_log_snr(schedule: Schedule, steps: int) -> Tensor:
     return _to_zero(schedule, torch.linspace(0, 1, _steps(steps, "steps"), dtype=torch.float64) * ends.diff() + ends[0])
 
 
+def uniform_angle(schedule: Schedule, steps: int) -> Tensor:
+    """Times evenly spaced in phi from T to 0, alpha = cos phi and sigma = sin phi: (steps+1,) float64.
+
+    Whatever the schedule, the same noise levels; on `cosine` nearly `uniform`. The angle is the clock in which v is the
+    velocity of the probability-flow ODE (Salimans & Ho 2022, app. D).
+    """
+    end = torch.exp(-schedule.half_log_snr(schedule.T)).atan()
+    phi = torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64)[:-1] * end
+    return _to_zero(schedule, -phi.tan().log())
+
+
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
     """Times evenly spaced in (sigma_t/alpha_t)^(1/rho) from T to t = 1, then 0: (steps+1,) float64.
 
