@@ -27,8 +27,8 @@ def consistency(
     """Multistep consistency sampling: denoise, re-noise, repeat (Song et al. 2023, alg. 1).
 
     x0 = f(x_t, t), then x_s = alpha_s x0 + sigma_s z with fresh z ~ N(0, I). One step is the denoiser's answer itself.
-    Arguments, yields and errors as for `ddim`. The times say how much noise is put back: take `uniform` for them, as
-    `sample`'s own grid puts the second of two at t = 1, where no noise is left.
+    Arguments, yields and errors as for `ddim`. The times say how much noise is put back: evenly in the angle, as
+    `sample` has them, is good; evenly in lambda leaves next to none for the second of two steps.
     """
     schedule = denoiser.schedule
     for t, s in intervals(schedule, times):
@@ -173,7 +173,7 @@ def distill(
     grid: Callable[[Schedule, int], Tensor] = quadratic,
     solver: Callable[..., Tensor] = heun_step,
     distance: Callable[[Tensor, Tensor], Tensor] = pseudo_huber,
-    lr: float = 3e-4,
+    lr: float = 1e-3,
     **options: Any,
 ) -> Generator[Progress]:
     """Distil a teacher into a consistency model: `train` with `consistency_distillation_loss`, yielding every step.
@@ -184,7 +184,7 @@ def distill(
         student = copy.deepcopy(teacher)
         ema = EMA(student, decay=0.95)
         for p in distill(student, teacher, batches(x, y, size=128), ema=ema, seconds=600): ...
-        sample(ema.denoiser, (64, 1, 28, 28), sampler=consistency, steps=2, grid=uniform, y=labels)
+        sample(ema.denoiser, (64, 1, 28, 28), sampler=consistency, steps=2, y=labels)
 
     No data set is needed: the teacher's own samples do, `x = sample(teacher, (4096, 1, 28, 28), y=y)`.
 

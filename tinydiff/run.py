@@ -144,7 +144,7 @@ def distill(
     there = origin in TOYS or origin == "digits" or (origin == "mnist" and mnist_is_here())
     settings: dict[str, Any] = {"teacher": name, "guidance": guidance, "samples of": origin if there else "teacher"}
     settings |= {"seed": seed, "steps": steps, "minutes": minutes}
-    settings |= {"batch": batch or recipe.batch, "lr": lr or recipe.lr / 10}
+    settings |= {"batch": batch or recipe.batch, "lr": lr or 0.4 * recipe.lr}
     guided = teacher if guidance == 1 else td.ClassifierFree(teacher, guidance)
     student = copy.deepcopy(teacher)
     student.info = {key: teacher.info[key] for key in ("data", "shape", "classes") if key in teacher.info} | settings
