@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("schedule", "denoise", "diffuse", "sample", "solvers", "guide", "likelihood")
+MODULES = ("schedule", "denoise", "diffuse", "sample", "solvers", "guide", "likelihood", "muon", "distill")
 TESTS = (
     "test_denoise.py",
     "test_schedule.py",
@@ -24,6 +24,8 @@ TESTS = (
     "test_diffuse.py",
     "test_guide.py",
     "test_likelihood.py",
+    "test_muon.py",
+    "test_distill.py",
     "peers",
 )
 TESTED_BY = {"solvers": "sample"}

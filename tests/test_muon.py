@@ -42,9 +42,9 @@ def _twins() -> tuple[nn.Module, nn.Module]:
 def test_convolutions_move_as_under_torchs_muon_within_its_bfloat16():
     ours, theirs = _twins()
     start = ours.weight.detach().clone()
-    a = Muon(ours.parameters(), 0.01, weight_decay=0.1)
+    a = Muon(ours.parameters(), 0.01, weight_decay=5)
     matrix = nn.Parameter(theirs.weight.detach().flatten(1))
-    b = torch.optim.Muon([matrix], 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    b = torch.optim.Muon([matrix], 0.01, weight_decay=5, adjust_lr_fn="match_rms_adamw")
     for seed in range(5):
         _gradients(ours, seed)
         matrix.grad = ours.weight.grad.flatten(1)
