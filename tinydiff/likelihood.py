@@ -1,14 +1,12 @@
 """The exact log-likelihood of any denoiser: the probability-flow ODE carries each point and the density around it."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinydiff.sample import intervals
+from tinydiff.sample import eval_mode, intervals
 from tinydiff.schedule import Schedule, float64, match
 
 
@@ -65,7 +63,7 @@ def log_likelihood(denoiser: Any, x: Tensor, times: Tensor, *, probes: Tensor | 
     probes = probes.to(x)
 
     x, volume = x.detach(), torch.zeros((), dtype=torch.float64)
-    with _evaluating(denoiser):
+    with eval_mode(denoiser):
         for t, s in reversed(pairs):
             middle, h = _halfway(schedule, t, s)
             v1, div1 = _velocity(denoiser, x, s, probes, cond)
@@ -109,16 +107,3 @@ def _product(x0: Tensor, leaf: Tensor, p: Tensor) -> Tensor:
             "torch.no_grad, detach and numpy from its __call__."
         )
     return float64(gradient * p).flatten(1).sum(1)
-
-
-@contextmanager
-def _evaluating(denoiser: Any) -> Iterator[None]:
-    """Eval mode; every module's own mode is restored."""
-    training = [m for m in denoiser.modules() if m.training] if getattr(denoiser, "training", False) else []
-    try:
-        if training:
-            denoiser.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -31,7 +31,7 @@ class Muon(torch.optim.AdamW):
                 if p.grad is None or p.ndim < 3 or min(len(p), p[0].numel()) < LEAST:
                     continue
                 state, grad = self.state[p], p.grad
-                if not state:
+                if "momentum" not in state:
                     state["step"] = torch.zeros(())  # AdamW looks for one when a checkpoint is loaded
                     state["momentum"] = torch.zeros_like(p)
                 momentum: Tensor = state["momentum"].lerp_(grad, 1 - MOMENTUM)
@@ -46,7 +46,7 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(x: Tensor) -> Tensor:
-    """Nearly U V^T of x = U S V^T, (rows, columns): the singular values end up within about 0.7 to 1.2.
+    """Nearly U V^T of x = U S V^T, (rows, columns): singular values end up about 0.7 to 1.2, the tiniest below.
 
     Five Newton-Schulz steps X <- a X + b A X + c A^2 X, A = X X^T, taken on the small matrix A alone: X's is P X.
     """
