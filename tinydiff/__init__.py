@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from tinydiff.autoencoder import Autoencoder, autoencoder_loss, kl_divergence
 from tinydiff.checkpoint import load, save
 from tinydiff.classifier import Classifier, train_classifier
 from tinydiff.data import digits, mnist, toy
@@ -13,7 +14,7 @@ from tinydiff.exact import EmpiricalDenoiser, GaussianMixture, gaussian_flow
 from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThreshold
 from tinydiff.likelihood import log_likelihood
 from tinydiff.nets import MLP, UNet
-from tinydiff.pretrained import load_classifier, load_pretrained
+from tinydiff.pretrained import load_autoencoder, load_classifier, load_pretrained
 from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final, sample, step
 from tinydiff.schedule import (
     Schedule,
@@ -33,6 +34,7 @@ from tinydiff.train import EMA, Progress, batches, fast_dtype, train
 __all__ = [
     "EMA",
     "MLP",
+    "Autoencoder",
     "Classifier",
     "ClassifierFree",
     "ClassifierGuided",
@@ -49,6 +51,7 @@ __all__ = [
     "UNet",
     "VDenoiser",
     "X0Denoiser",
+    "autoencoder_loss",
     "batches",
     "bits_per_dim",
     "consistency",
@@ -71,8 +74,10 @@ __all__ = [
     "heun",
     "invert",
     "karras",
+    "kl_divergence",
     "linear",
     "load",
+    "load_autoencoder",
     "load_classifier",
     "load_pretrained",
     "log_likelihood",

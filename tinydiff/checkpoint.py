@@ -48,7 +48,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     """
     header, tensors = read(Path(path))
     if "denoiser" not in header:
-        raise ValueError(f"{path} holds no denoiser: give a file of tinydiff.save or tinydiff train.")
+        raise ValueError(
+            f"{path} holds no denoiser: give a file of tinydiff.save or tinydiff train; load_classifier() and "
+            "load_autoencoder() read theirs."
+        )
     weights = {name: value.float() for name, value in (strip(tensors, "ema.") or strip(tensors, "net.")).items()}
     try:
         with torch.device("meta"):  # first weights would be drawn in vain, and from the caller's random numbers

@@ -21,7 +21,7 @@ import tinydiff as td
 from tinydiff import doctor as checkup
 from tinydiff import metrics, parallel, plot, run
 from tinydiff.data import TOYS
-from tinydiff.pretrained import shipped
+from tinydiff.pretrained import pictures, shipped
 
 SAMPLERS: dict[str, Callable[..., Iterator[td.State]]] = {
     "ddpm": td.ddpm,
@@ -112,7 +112,7 @@ def sample(args: argparse.Namespace) -> None:
     else:
         x, _ = run.draw(denoiser, args.num, progress=True, **options)
         if parallel.rank() == 0:
-            np.save(out, x.numpy(), allow_pickle=False)
+            np.save(out, pictures(denoiser, x).numpy(), allow_pickle=False)
     if parallel.rank() == 0:
         print(f"{args.num} samples in {time.perf_counter() - start:.1f} s: {out}")
 
@@ -328,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
         "mnist",
         "runs/mnist/checkpoint.safetensors -n 2000 --sampler ddim --steps 50",
     )
-    p.add_argument("checkpoint", help="a file written by tinydiff train mnist, or mnist itself, the shipped model")
+    p.add_argument("checkpoint", help="a file of tinydiff train mnist or mnist-latent, or a shipped model of MNIST")
     p.add_argument("-n", "--num", type=int, default=10_000, help="number of samples (default: 10000)")
     steps_and_sampler(p)
     device(p)

@@ -19,7 +19,7 @@ from tinydiff import metrics
 from tinydiff.checkpoint import read, strip
 from tinydiff.classifier import Classifier
 from tinydiff.guide import ClassifierGuided
-from tinydiff.pretrained import CLASSIFIER, load_classifier, verified
+from tinydiff.pretrained import AUTOENCODER, CLASSIFIER, info_of, load_classifier, pictures, verified
 from tinydiff.sample import State, dpm_solver_pp, sample
 from tinydiff.schedule import Schedule, uniform_angle
 
@@ -111,8 +111,10 @@ def evaluate(
 ) -> Evaluation:
     """Draw n digits from a denoiser and measure them; asks for the classes 0, 1, ..., 9 in turn if it takes any.
 
+    Samples of a latent denoiser are decoded first, which counts as part of sampling.
+
     Args:
-        denoiser: of MNIST, or a wrapper around one; its `info` says so, as that of `tinydiff train mnist` does.
+        denoiser: of MNIST or of its latents, or a wrapper; its `info` says so, as after `tinydiff train`.
         n: number of samples, at least 500; 10,000 for a figure to quote.
         steps, sampler, grid: as for `sample`.
         seed: of the noise; the same seed and batch give the same samples.
@@ -122,21 +124,21 @@ def evaluate(
     Raises:
         ValueError: the denoiser does not make MNIST digits, or n is too small.
     """
-    takes_y = _check(denoiser, n)
+    takes_y, shape = _check(denoiser, n)
     y = torch.arange(n) % 10
     parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
     device = next(parameters, torch.empty(0)).device
-    generator, images = torch.Generator().manual_seed(seed), []
+    generator, drawn = torch.Generator().manual_seed(seed), []
     start = time.perf_counter()
     with tqdm(desc="sampling", total=n, unit="sample", disable=not progress) as bar:
         for labels in torch.split(y, batch):
             cond: dict[str, Any] = {"y": labels.to(device)} if takes_y else {}
-            shape = (len(labels), 1, 28, 28)
             options: dict[str, Any] = {"steps": steps, "sampler": sampler, "grid": grid, "generator": generator}
-            images.append(sample(denoiser, shape, **options, **cond).cpu())
+            drawn.append(sample(denoiser, (len(labels), *shape), **options, **cond))
             bar.update(len(labels))
+    images = pictures(denoiser, torch.cat(drawn)).cpu()
     seconds = (time.perf_counter() - start) * 1000 / n
-    samples = measure(torch.cat(images).float(), y if takes_y else None)
+    samples = measure(images.float(), y if takes_y else None)
     return Evaluation(samples, load_reference().real(n), n, steps, seconds)
 
 
@@ -192,25 +194,26 @@ def reference_from(tensors: dict[str, Tensor]) -> Reference:
     )
 
 
-def _check(denoiser: Any, n: int) -> bool:
-    """Whether the denoiser takes labels; a sentence if it cannot be measured here."""
+def _check(denoiser: Any, n: int) -> tuple[bool, list[int]]:
+    """Whether the denoiser takes labels, and its samples' shape; a sentence if it cannot be measured here."""
     if not (isinstance(n, int) and n >= LEAST):
         raise ValueError(f"n = {n!r} must be a whole number of at least {LEAST}; 10,000 for a figure to quote.")
     inner, guided = denoiser, False
     while hasattr(inner, "denoiser"):
         guided, inner = guided or isinstance(inner, ClassifierGuided), inner.denoiser
-    info = getattr(inner, "info", {})
+    info = info_of(denoiser)
     if "shape" not in info:
         raise ValueError(
             "This denoiser does not say what it makes: if it makes MNIST digits, set denoiser.info = "
             '{"data": "mnist", "shape": [1, 28, 28], "classes": 10}, or 0 classes if it takes no y.'
         )
-    if list(info["shape"]) != [1, 28, 28] or info.get("data", "mnist") != "mnist":
+    latent = info.get("autoencoder") == AUTOENCODER
+    if not latent and (list(info["shape"]) != [1, 28, 28] or info.get("data", "mnist") != "mnist"):
         raise ValueError(
             f"This denoiser makes {info.get('data', 'data')} of shape {tuple(info['shape'])}, and only MNIST digits of "
             "shape (1, 28, 28) can be measured here: use metrics.energy_distance for others."
         )
-    return guided or info.get("classes", 0) > 0
+    return guided or info.get("classes", 0) > 0, list(info["shape"])
 
 
 def _number(value: float) -> str:

@@ -8,9 +8,12 @@ import errno
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from tinydiff.autoencoder import Autoencoder
 from tinydiff.checkpoint import load, read, strip
 from tinydiff.classifier import Classifier
 from tinydiff.denoise import Denoiser
@@ -18,6 +21,11 @@ from tinydiff.schedule import Schedule
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 CLASSIFIER = "mnist-classifier"
+AUTOENCODER = "mnist-autoencoder"
+OTHERS = {
+    CLASSIFIER: "load_classifier() gives the classifier",
+    AUTOENCODER: "load_autoencoder() gives the autoencoder",
+}
 
 
 def load_pretrained(name: str, device: torch.device | str = "cpu") -> Denoiser:
@@ -31,14 +39,14 @@ def load_pretrained(name: str, device: torch.device | str = "cpu") -> Denoiser:
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        other = "load_classifier() gives the classifier" if name == CLASSIFIER else "load(path) reads a file of yours"
+        other = OTHERS.get(name, "load(path) reads a file of yours")
         raise ValueError(f"{name!r} is not a shipped denoiser{hint}: choose one of {', '.join(names)}; {other}.")
     return load(verified(name), device)
 
 
 def shipped() -> list[str]:
     """The names that `load_pretrained` knows."""
-    return [name for name in _checksums() if name != CLASSIFIER]
+    return [name for name in _checksums() if name not in OTHERS]
 
 
 def load_classifier(device: torch.device | str = "cpu") -> Classifier:
@@ -56,6 +64,44 @@ def load_classifier(device: torch.device | str = "cpu") -> Classifier:
     classifier.load_state_dict(weights, assign=True)
     classifier.info = json.loads(header["info"])
     return classifier.to(device).eval().requires_grad_(False)
+
+
+def load_autoencoder(device: torch.device | str = "cpu") -> Autoencoder:
+    """The shipped MNIST autoencoder, whose latents "mnist-latent" draws, in float32, eval mode and without gradients.
+
+    Raises:
+        ValueError: its file is damaged.
+        FileNotFoundError: its file is missing from this installation.
+    """
+    header, tensors = read(verified(AUTOENCODER))
+    with torch.device("meta"):
+        autoencoder = Autoencoder(**json.loads(header["config"]))
+    weights = {key: value.float() for key, value in strip(tensors, "net.").items()}
+    autoencoder.load_state_dict(weights, assign=True)
+    autoencoder.info = json.loads(header["info"])
+    return autoencoder.to(device).eval().requires_grad_(False)
+
+
+def info_of(denoiser: Any) -> dict[str, Any]:
+    """The `info` of a denoiser, or of the one inside its wrappers."""
+    while hasattr(denoiser, "denoiser"):
+        denoiser = denoiser.denoiser
+    return getattr(denoiser, "info", {})
+
+
+def pictures(denoiser: Any, x: Tensor) -> Tensor:
+    """What a denoiser's samples x show: x itself, or, if `info` names an autoencoder, what that decodes from x.
+
+    Raises:
+        ValueError: the autoencoder is not the shipped one.
+    """
+    name = info_of(denoiser).get("autoencoder")
+    if name is None:
+        return x
+    if name != AUTOENCODER:
+        raise ValueError(f"These samples are latents of {name!r}, and only {AUTOENCODER!r} is known here: decode them.")
+    autoencoder = load_autoencoder(x.device)
+    return torch.cat([autoencoder.decode(part) for part in torch.split(x, 500)])
 
 
 def _checksums() -> dict[str, str]:

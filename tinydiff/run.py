@@ -19,6 +19,7 @@ import tinydiff as td
 from tinydiff import parallel, plot
 from tinydiff.data import TOYS, mnist_is_here
 from tinydiff.diffuse import randn
+from tinydiff.pretrained import AUTOENCODER, pictures
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Recipe:
     lr: float
     decay: float  # of the EMA
     minutes: float
+    autoencoder: str | None = None  # the shipped one whose latents are the data
 
 
 RECIPES = {
@@ -43,13 +45,22 @@ RECIPES = {
     "mnist": Recipe(
         lambda w, k: td.VDenoiser(td.UNet(width=w, patch=2, classes=k), td.cosine()), 32, 128, 3e-3, 0.999, minutes=10
     ),
+    "mnist-latent": Recipe(
+        lambda w, k: td.VDenoiser(td.UNet(channels=3, width=w, patch=1, classes=k), td.cosine()),
+        *(32, 128, 3e-3, 0.999),
+        minutes=10,
+        autoencoder=AUTOENCODER,
+    ),
 }
 
 
 def load_data(name: str) -> tuple[Tensor, Tensor]:
-    """(x, y) of a toy set (50,000 points), "digits" or "mnist"."""
+    """(x, y) of a toy set (50,000 points), "digits", "mnist" or "mnist-latent", a latent for each of its digits."""
     if name in ("digits", "mnist"):
         return td.digits() if name == "digits" else td.mnist()
+    if name == "mnist-latent":
+        (x, y), autoencoder, generator = td.mnist(), td.load_autoencoder(), torch.Generator().manual_seed(0)
+        return torch.cat([autoencoder.sample(part, generator) for part in torch.split(x, 500)]), y
     return td.toy(name, 50_000, torch.Generator().manual_seed(0))
 
 
@@ -88,6 +99,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     denoiser = recipe.denoiser(settings["width"], classes).to(device)
     denoiser.info = settings | {"shape": list(x.shape[1:]), "classes": classes}
+    if recipe.autoencoder:
+        denoiser.info["autoencoder"] = recipe.autoencoder
     ema = td.EMA(denoiser, recipe.decay)
     if compile:
         denoiser.net.compile()
@@ -141,13 +154,14 @@ def distill(
     origin, device = teacher.info.get("data", ""), next(teacher.parameters()).device
     recipe = RECIPES.get(origin, RECIPES["toy" if len(teacher.info["shape"]) == 1 else "mnist"])
     minutes = None if steps else minutes or recipe.minutes
-    there = origin in TOYS or origin == "digits" or (origin == "mnist" and mnist_is_here())
+    there = origin in TOYS or origin == "digits" or (origin in ("mnist", "mnist-latent") and mnist_is_here())
     settings: dict[str, Any] = {"teacher": name, "guidance": guidance, "samples of": origin if there else "teacher"}
     settings |= {"seed": seed, "steps": steps, "minutes": minutes}
     settings |= {"batch": batch or recipe.batch, "lr": lr or 0.4 * recipe.lr}
     guided = teacher if guidance == 1 else td.ClassifierFree(teacher, guidance)
     student = copy.deepcopy(teacher)
-    student.info = {key: teacher.info[key] for key in ("data", "shape", "classes") if key in teacher.info} | settings
+    kept = ("data", "shape", "classes", "autoencoder")
+    student.info = {key: teacher.info[key] for key in kept if key in teacher.info} | settings
     ema, generator = td.EMA(student, 0.95), torch.Generator().manual_seed(seed)
     _claim(out, settings)
     checkpoint = out / "checkpoint.safetensors"
@@ -309,13 +323,13 @@ def draw(
 
 
 def picture(denoiser: td.Denoiser, path: Path, n: int | None = None, **options: Any) -> None:
-    """Samples as a PNG: a grid with a column for each class, or a cloud in 2-D. Options as for `draw`."""
+    """Samples, latents decoded, as a PNG: a grid with a column for each class, or a cloud in 2-D; options of `draw`."""
     if len(denoiser.info.get("shape", ())) == 1:
         x, y = draw(denoiser, n or 4000, **options)
         _save_png(path, plot.cloud(x, y, limit=1.3, size=512))
     else:
         classes = int(denoiser.info.get("classes", 10))
-        x, _ = draw(denoiser, n or 8 * classes, **options)
+        x = pictures(denoiser, draw(denoiser, n or 8 * classes, **options)[0])
         _save_png(path, plot.grid(x, columns=min(classes, len(x)), scale=max(1, 56 // x.shape[-1])))
 
 
