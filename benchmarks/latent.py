@@ -29,10 +29,6 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def size(*modules: nn.Module) -> str:
-    return f"{sum(p.numel() for module in modules for p in module.parameters()) / 1e6:.2f} M"
-
-
 def diffused(name: str, sampler: Callable[..., object], steps: int, y: Tensor) -> Tensor:
     """Digits of the classes y from a shipped denoiser, in pixels."""
     denoiser, generator = td.load_pretrained(name), seeded(0)
@@ -75,41 +71,40 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="training of the plain VAE (default: 3)")
     args = parser.parse_args()
     (x, y_test), autoencoder, vae = td.mnist("test"), td.load_autoencoder(), plain_vae(args.minutes)
-    n, pixel, latent = args.n, td.load_pretrained("mnist"), td.load_pretrained("mnist-latent")
-    y, order = torch.arange(n) % 10, torch.randperm(len(x), generator=seeded(0))[:n]
+    n, order = args.n, torch.randperm(len(x), generator=seeded(0))[: args.n]
+    x, y_test, y = x[order], y_test[order], torch.arange(n) % 10
     rows: list[tuple[str, str, Callable[[], Tensor], Tensor | None]] = [
-        ("pixels, DPM-Solver++(2M) 20", size(pixel), partial(diffused, "mnist", td.dpm_solver_pp, 20, y), y),
-        ("pixels, SDE 20", size(pixel), partial(diffused, "mnist", SDE, 20, y), y),
+        ("test digits", "", lambda: x, y_test),
+        ("test digits, encoded and decoded", "a", partial(returned, autoencoder, x), y_test),
+        ("the same by the plain VAE", "a", partial(returned, vae, x), y_test),
+        ("plain VAE, z from N(0, I)", "d", partial(invented, vae, n), None),
+        ("shipped autoencoder, z from N(0, I)", "d", partial(invented, autoencoder, n), None),
+        ("pixels, DPM-Solver++(2M) 20", "p", partial(diffused, "mnist", td.dpm_solver_pp, 20, y), y),
+        ("pixels, SDE 20", "p", partial(diffused, "mnist", SDE, 20, y), y),
+        ("latents, DPM-Solver++(2M) 20", "ld", partial(diffused, "mnist-latent", td.dpm_solver_pp, 20, y), y),
+        ("latents, DPM-Solver++(2M) 10", "ld", partial(diffused, "mnist-latent", td.dpm_solver_pp, 10, y), y),
+        ("latents, SDE 20", "ld", partial(diffused, "mnist-latent", SDE, 20, y), y),
     ]
-    for title, sampler, steps in (
-        ("DPM-Solver++(2M) 20", td.dpm_solver_pp, 20),
-        ("DPM-Solver++(2M) 10", td.dpm_solver_pp, 10),
-        ("SDE 20", SDE, 20),
-        ("SDE 50", SDE, 50),
-    ):
-        draw = partial(diffused, "mnist-latent", sampler, steps, y)
-        rows.append((f"latents, {title}", size(latent, autoencoder.decoder), draw, y))
-    part = x[order]
-    rows += [
-        ("test digits, encoded and decoded", size(autoencoder), partial(returned, autoencoder, part), y_test[order]),
-        ("N(0, I), decoded", size(autoencoder.decoder), partial(invented, autoencoder, n), None),
-        ("plain VAE: test digits", size(vae), partial(returned, vae, part), y_test[order]),
-        ("plain VAE: N(0, I)", size(vae.decoder), partial(invented, vae, n), None),
-        ("test digits", "", lambda: part, y_test[order]),
-    ]
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "a": lambda: autoencoder,
+        "d": lambda: autoencoder.decoder,
+        "p": lambda: td.load_pretrained("mnist").net,
+        "l": lambda: td.load_pretrained("mnist-latent").net,
+    }
     floor, sheets = load_reference().real(n).frechet, []
     print(f"n = {n:,}, floor {floor:.3f}, {torch.get_num_threads()} thread(s)\n")
     print("| | weights | s per 1,000 | Fréchet distance | in floors | precision | recall | asked class |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for title, weights, make, asked in rows:
+    for title, used, make, asked in rows:
         start = time.process_time()
         made = make().clamp(-1, 1)
         seconds = (time.process_time() - start) * 1000 / n
         q = measure(made, asked)
+        weights = sum(p.numel() for key in used for p in networks[key]().parameters()) / 1e6
         shown = "" if asked is None else f"{100 * q.agreement:.1f} %"
         print(
-            f"| {title} | {weights} | {seconds:.2f} | {q.frechet:.3f} | {q.frechet / floor:.2f} | {q.precision:.3f} "
-            f"| {q.recall:.3f} | {shown} |",
+            f"| {title} | {weights:.2f} M | {seconds:.2f} | {q.frechet:.3f} | {q.frechet / floor:.2f} "
+            f"| {q.precision:.3f} | {q.recall:.3f} | {shown} |",
             flush=True,
         )
         sheets.append(made[:20])

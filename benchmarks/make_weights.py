@@ -1,6 +1,7 @@
 """Make a file of tinydiff/weights, its checksum and its entry in the card.
 
     python benchmarks/make_weights.py mnist-classifier                        # trains it: five minutes on two cores
+    python benchmarks/make_weights.py mnist-autoencoder                       # likewise
     python benchmarks/make_weights.py mnist runs/mnist/checkpoint.safetensors # packs a checkpoint of tinydiff train
 
 Only averaged weights are kept, in half precision if that changes the measured quality by less than 2 % of the floor.
@@ -25,22 +26,23 @@ from tinydiff import metrics, run
 from tinydiff.checkpoint import header_of, read, tensors_of, write
 from tinydiff.classifier import Classifier, train_classifier
 from tinydiff.data import TOYS
-from tinydiff.evaluate import features, quality, reference_from
-from tinydiff.pretrained import CLASSIFIER, WEIGHTS
+from tinydiff.evaluate import features, load_reference, measure, quality, reference_from
+from tinydiff.pretrained import AUTOENCODER, CLASSIFIER, WEIGHTS
 
 TIMES = (0, 200, 400, 500, 600, 700, 800, 1000)
 CARD = """# Weights that come with tinydiff
 
-Made by tinydiff's developers from the data sets named, for `tinydiff.load_pretrained(name)` and, for the classifier,
-`tinydiff.load_classifier()`; MIT licence, like the code. Half-precision weights are read as float32. Each quality was
-measured when the file was made and stands beside its floor, what real data of the same number reach. This page and
-`SHA256SUMS` are written by `benchmarks/make_weights.py`.
+Made by tinydiff's developers from the data sets named, for `tinydiff.load_pretrained(name)` and, for classifier and
+autoencoder, `tinydiff.load_classifier()` and `tinydiff.load_autoencoder()`; MIT licence, like the code. Half-precision
+weights are read as float32. Each quality was measured when the file was made and stands beside its floor, what real
+data of the same number reach. This page and `SHA256SUMS` are written by `benchmarks/make_weights.py`.
 
 `mnist-classifier` also holds what `tinydiff.evaluate` compares with: mean and covariance of its 64 features of the
 60,000 training digits, their 16 leading principal components in 8 bits each, and the floor: how the 10,000 test digits
 compare. Frechet distances are its own: they cannot be compared with those on other features. t counts noise on
-`tinydiff.cosine()`, 0 is clean. Its minutes are those of one core. The others' are by the clock, on a machine that was
-busy with other work.
+`tinydiff.cosine()`, 0 is clean. Its minutes are those of one core, as the autoencoder's. The others' are by the clock,
+on a machine that was busy with other work. `mnist-autoencoder` was measured on the 10,000 test digits, encoded and
+decoded; samples of `mnist-latent` are latents, and were decoded with it.
 """
 
 
@@ -73,7 +75,7 @@ def pack(checkpoint: Path, name: str, folder: Path = WEIGHTS) -> None:
 
 def figures(denoiser: td.Denoiser) -> tuple[dict[str, float], dict[str, float]]:
     """Quality of 20-step DPM-Solver++(2M) samples and of real data, the deciding figure first; MNIST's also by SDE."""
-    if denoiser.info["data"] == "mnist":
+    if denoiser.info["data"] in ("mnist", "mnist-latent"):
         ode, sde = (td.evaluate(denoiser, sampler=partial(td.dpm_solver_pp, eta=eta)) for eta in (0.0, 1.0))
         noisy = {f"{key}, SDE": value for key, value in vars(sde.samples).items()}
         return vars(ode.samples) | noisy | {"seconds per 1000": ode.seconds_per_1000}, dict(vars(ode.real))
@@ -138,6 +140,50 @@ def make_classifier(steps: int = 4000, folder: Path = WEIGHTS) -> None:
     publish(folder)
 
 
+def make_autoencoder(steps: int = 4000, kl: float = 0.02, folder: Path = WEIGHTS) -> None:
+    """Train the autoencoder on MNIST, measure unseen digits decoded from their latents, and store its average."""
+    (x, _), (test_x, test_y) = td.mnist(), td.mnist("test")
+    torch.manual_seed(0)
+    autoencoder, generator = td.Autoencoder(), seeded(0)
+    ema, source = td.EMA(autoencoder), td.batches(x, size=128, generator=generator)
+    options: dict[str, Any] = {"lr": 3e-3, "loss": partial(td.autoencoder_loss, kl=kl), "generator": generator}
+    start = time.process_time()
+    for _ in tqdm(td.train(autoencoder, source, ema=ema, steps=steps, **options), total=steps):
+        pass
+    cpu = time.process_time() - start
+    weights = {key: value.half() for key, value in ema.denoiser.state_dict().items()}
+    ema.denoiser.load_state_dict(weights)  # measured as shipped
+    autoencoder = ema.denoiser.set_scale(x)
+    made = {
+        "data": "mnist",
+        "command": f"python benchmarks/make_weights.py {AUTOENCODER}",
+        "kl": kl,
+        "training minutes": round(cpu / 60, 1),  # of one core, whatever else the machine did
+        "parameters": sum(p.numel() for p in autoencoder.parameters()),
+        "stored in": "float16",
+        "quality": reconstruction(autoencoder, test_x, test_y),
+        "floor": vars(load_reference().real(len(test_x))),
+    }
+    header = {"format": "tinydiff", "version": "1", "config": json.dumps(autoencoder.config), "info": json.dumps(made)}
+    tensors = {f"net.{key}": value for key, value in weights.items()} | {"net.scale": autoencoder.scale}
+    folder.mkdir(exist_ok=True)
+    write(folder / f"{AUTOENCODER}.safetensors", tensors, header)
+    publish(folder)
+
+
+@torch.no_grad()
+def reconstruction(autoencoder: td.Autoencoder, x: Tensor, y: Tensor) -> dict[str, float]:
+    """How digits come back from their means and from draws of q(z | x), and what their latents cost."""
+    parts = [(autoencoder.encode(part), autoencoder.sample(part, seeded(0))) for part in torch.split(x, 500)]
+    back, drawn = (torch.cat([autoencoder.decode(z) for z in column]) for column in zip(*parts, strict=True))
+    mean, log_var = autoencoder.posterior(x[:1000])
+    return vars(measure(back, y)) | {
+        "frechet, z drawn from q": measure(drawn, y).frechet,
+        "squared error of a pixel": (back - x).square().mean().item(),
+        "KL in nats": td.kl_divergence(mean, log_var).mean().item(),
+    }
+
+
 @torch.no_grad()
 def accuracy(classifier: Classifier, x: Tensor, y: Tensor, t: float) -> float:
     """Share of digits recognised at time t."""
@@ -196,10 +242,14 @@ def _cell(value: float | None) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="the name to load it by")
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="of tinydiff train; not for the classifier")
+    parser.add_argument(
+        "checkpoint", nargs="?", type=Path, help="of tinydiff train; not for classifier and autoencoder"
+    )
     args = parser.parse_args()
     if args.name == CLASSIFIER:
         make_classifier()
+    elif args.name == AUTOENCODER:
+        make_autoencoder()
     elif args.checkpoint is None:
         parser.error(f"{args.name} needs a checkpoint")
     else:

@@ -88,7 +88,10 @@ class Autoencoder(nn.Module):
         return mean, log_var
 
     def encode(self, x: Tensor) -> Tensor:
-        """The one latent that stands for a picture, mean / scale; shapes and errors as for `posterior`."""
+        """The one latent that stands for a picture, mean / scale; shapes and errors as for `posterior`.
+
+        Its variance is below that of `sample`, by what q(z | x) spreads.
+        """
         return self.posterior(x)[0] / self.scale
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
