@@ -16,7 +16,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("schedule", "denoise", "diffuse", "sample", "solvers", "guide", "likelihood", "muon", "distill")
+MODULES = (
+    "schedule",
+    "denoise",
+    "diffuse",
+    "sample",
+    "solvers",
+    "guide",
+    "likelihood",
+    "muon",
+    "distill",
+    "autoencoder",
+)
 TESTS = (
     "test_denoise.py",
     "test_schedule.py",
@@ -26,6 +37,7 @@ TESTS = (
     "test_likelihood.py",
     "test_muon.py",
     "test_distill.py",
+    "test_autoencoder.py",
     "peers",
 )
 TESTED_BY = {"solvers": "sample"}
