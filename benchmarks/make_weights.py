@@ -40,8 +40,8 @@ data of the same number reach. This page and `SHA256SUMS` are written by `benchm
 `mnist-classifier` also holds what `tinydiff.evaluate` compares with: mean and covariance of its 64 features of the
 60,000 training digits, their 16 leading principal components in 8 bits each, and the floor: how the 10,000 test digits
 compare. Frechet distances are its own: they cannot be compared with those on other features. t counts noise on
-`tinydiff.cosine()`, 0 is clean. Its minutes are those of one core, as the autoencoder's. The others' are by the clock,
-on a machine that was busy with other work. `mnist-autoencoder` was measured on the 10,000 test digits, encoded and
+`tinydiff.cosine()`, 0 is clean. Its minutes are those of one core, as the autoencoder's. The others' minutes, and all
+seconds, are by the clock, on a machine that was busy with other work. `mnist-autoencoder` was measured on the 10,000 test digits, encoded and
 decoded; samples of `mnist-latent` are latents, and were decoded with it.
 """
 

@@ -76,6 +76,43 @@ def test_sample_writes_pictures_and_arrays_of_the_asked_kind(trained: Path, tmp_
     assert Image.open(picture).size == (10 * 57 - 1, 2 * 57 - 1)
 
 
+@pytest.fixture(scope="module")
+def trained_latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on the latents of some noise that stands in for MNIST, made once."""
+    out = tmp_path_factory.mktemp("runs") / "mnist-latent"
+    x, y = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1, torch.arange(40) % 10
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(td, "mnist", lambda: (x, y))
+        z, labels = run.load_data("mnist-latent")
+        options = ["--steps", "3", "--batch", "8", "--out", str(out), "--device", "cpu"]
+        assert cli.main(["train", "mnist-latent", *options]) == 0
+    autoencoder, generator = td.load_autoencoder(), torch.Generator().manual_seed(0)
+    assert torch.equal(z, autoencoder.sample(x, generator))
+    assert torch.equal(labels, y)
+    return out
+
+
+def test_latents_are_trained_and_their_samples_are_decoded(trained_latent: Path, tmp_path: Path) -> None:
+    assert Image.open(trained_latent / "samples.png").size == (10 * 57 - 1, 8 * 57 - 1)  # digits, twice enlarged
+    checkpoint, array = trained_latent / "checkpoint.safetensors", tmp_path / "a.npy"
+    assert cli.main(["sample", str(checkpoint), "-n", "5", "--steps", "2", "--out", str(array)]) == 0
+    latent, autoencoder = td.load(checkpoint), td.load_autoencoder()
+    assert (latent.info["shape"], latent.info["autoencoder"]) == ([3, 8, 8], "mnist-autoencoder")
+    noise = torch.Generator().manual_seed(0)
+    z = td.sample(latent, (5, 3, 8, 8), steps=2, generator=noise, y=torch.arange(5))
+    torch.testing.assert_close(torch.from_numpy(np.load(array)), autoencoder.decode(z))
+
+
+def test_a_latent_model_is_distilled_in_its_latents(trained_latent: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "mnist_is_here", lambda: False)
+    out, teacher = tmp_path / "student", trained_latent / "checkpoint.safetensors"
+    command = ["distill", str(teacher), "--steps", "2", "--batch", "8", "--out", str(out), "--device", "cpu"]
+    assert cli.main(command) == 0
+    info = td.load(out / "checkpoint.safetensors").info
+    assert (info["shape"], info["autoencoder"]) == ([3, 8, 8], "mnist-autoencoder")
+    assert Image.open(out / "samples.png").size == (10 * 57 - 1, 8 * 57 - 1)
+
+
 def test_distill_leaves_a_run_that_goes_on_and_can_be_sampled_and_guided(trained: Path, tmp_path: Path, capsys) -> None:
     out, teacher = tmp_path / "student", trained / "checkpoint.safetensors"
     command = ["distill", str(teacher), "--steps", "6", "--batch", "16", "--out", str(out), "--device", "cpu"]

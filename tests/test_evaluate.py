@@ -150,6 +150,17 @@ def test_evaluate_sees_through_wrappers() -> None:
     assert not math.isnan(td.evaluate(steered, 500, steps=1, progress=False).samples.agreement)
 
 
+def test_evaluate_decodes_latents() -> None:
+    """A latent denoiser's figures are those of its samples, decoded by hand; also behind a wrapper."""
+    latent, y = td.load_pretrained("mnist-latent"), torch.arange(500) % 10
+    z = td.sample(latent, (500, 3, 8, 8), steps=3, generator=torch.Generator().manual_seed(1), y=y)
+    expected = measure(td.load_autoencoder().decode(z), y)
+    for denoiser in (latent, td.ClassifierFree(latent, 1.0)):
+        e = td.evaluate(denoiser, 500, steps=3, seed=1, progress=False)
+        assert vars(e.samples) == pytest.approx(vars(expected), rel=1e-3)
+    assert expected.agreement > 0.5  # digits, though of three steps
+
+
 def test_same_seed_same_figures() -> None:
     torch.manual_seed(0)
     denoiser = td.VDenoiser(td.UNet(width=32, classes=10), td.cosine())
@@ -167,6 +178,10 @@ def test_same_seed_same_figures() -> None:
         (
             lambda: td.evaluate(Painter(shape=[1, 8, 8], data="digits")),
             r"^This denoiser makes digits of shape \(1, 8, 8\)",
+        ),
+        (
+            lambda: td.evaluate(Painter(shape=[3, 8, 8], data="mnist-latent")),
+            r"^This denoiser makes mnist-latent of shape \(3, 8, 8\)",
         ),
         (lambda: td.evaluate(Painter(data="fashion")), r"^This denoiser makes fashion of .* only MNIST digits"),
         (lambda: td.evaluate(td.VDenoiser(td.MLP(), td.linear())), r"^This denoiser does not say what it makes: if it"),
