@@ -41,8 +41,8 @@ data of the same number reach. This page and `SHA256SUMS` are written by `benchm
 60,000 training digits, their 16 leading principal components in 8 bits each, and the floor: how the 10,000 test digits
 compare. Frechet distances are its own: they cannot be compared with those on other features. t counts noise on
 `tinydiff.cosine()`, 0 is clean. Its minutes are those of one core, as the autoencoder's. The others' minutes, and all
-seconds, are by the clock, on a machine that was busy with other work. `mnist-autoencoder` was measured on the 10,000 test digits, encoded and
-decoded; samples of `mnist-latent` are latents, and were decoded with it.
+seconds, are by the clock, on a machine that was busy with other work. `mnist-autoencoder` was measured on the 10,000
+test digits, encoded and decoded; samples of `mnist-latent` are latents, and were decoded with it.
 """
 
 
