@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tinydiff as td
 from tinydiff.checkpoint import read
-from tinydiff.distill import ddim_step, heun_step, pseudo_huber, refined, squared_l2
+from tinydiff.distill import ddim_step, heun_step, pseudo_huber, refined, squared_l2, substeps
 from tinydiff.metrics import energy_distance
 
 f64 = torch.float64
@@ -126,6 +126,30 @@ def test_the_residual_of_the_exact_function_falls_as_the_solver_says(solver: Any
         errors.append((f(x_t, t) - f(solver(teacher, x_t, t, s), s)).norm(dim=1))
     for error in torch.stack(errors, 1):  # (samples, hs): every sample by itself
         assert slope(hs, error) == pytest.approx(order + 1, abs=0.15)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(ddim_step, 1), (heun_step, 2)])
+def test_substeps_bring_the_residual_down_as_the_solver_says(solver: Any, order: int) -> None:
+    """One long interval for each sample, n steps in it: the error of the whole is of the solver's order in 1/n."""
+    schedule = td.linear()
+    f, teacher = Exact(schedule), gaussian(schedule)
+    x_t, t = normal(3, 2), torch.tensor([900.0, 500.0, 300.0], dtype=f64)
+    s, ns = torch.tensor([500.0, 200.0, 60.0], dtype=f64), torch.tensor([8, 16, 32, 64])
+    errors = [(f(x_t, t) - f(substeps(teacher, x_t, t, s, n=int(n), solver=solver), s)).norm(dim=1) for n in ns]
+    for error in torch.stack(errors, 1):
+        assert slope(1 / ns, error) == pytest.approx(order, abs=0.15)
+    torch.testing.assert_close(substeps(teacher, x_t, t, s, n=1, solver=solver), solver(teacher, x_t, t, s))
+
+
+def test_substeps_are_even_in_the_angle_and_reach_zero() -> None:
+    schedule = td.cosine()
+    times = td.uniform_angle(schedule, 6)
+    x, denoiser, n = normal(4, 2), gaussian(schedule), 3
+    long, last = td.uniform_angle(schedule, 2), torch.zeros(4, dtype=f64)
+    ours = substeps(denoiser, x, long[:1].expand(4), long[1].expand(4), n=n, solver=ddim_step)
+    torch.testing.assert_close(ours, td.final(td.ddim(denoiser, x, times[: n + 1])), rtol=1e-9, atol=1e-9)
+    ended = substeps(denoiser, x, long[1].expand(4), last, n=n, solver=ddim_step)
+    torch.testing.assert_close(ended, td.final(td.ddim(denoiser, x, times[n:])), rtol=1e-9, atol=1e-9)
 
 
 def heun(denoiser: Any, x: Tensor, times: Tensor) -> Iterator[td.State]:

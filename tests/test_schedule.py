@@ -107,7 +107,9 @@ def test_coefficients_match_the_sample(schedule: td.Schedule) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
-@pytest.mark.parametrize("grid", [td.uniform, td.quadratic, td.uniform_angle, td.uniform_log_snr, td.karras])
+@pytest.mark.parametrize(
+    "grid", [td.uniform, td.quadratic, td.uniform_angle, td.root_angle, td.uniform_log_snr, td.karras]
+)
 def test_grids_run_from_T_to_zero(grid, steps: int, schedule: td.Schedule) -> None:
     times = grid(schedule, steps)
     assert times.shape == (steps + 1,)
@@ -123,6 +125,7 @@ def test_grids_are_even_in_their_own_measure() -> None:
         td.uniform: lambda t: t,
         td.quadratic: lambda t: t.sqrt(),
         td.uniform_angle: lambda t: torch.atan2(*schedule(t)[::-1]),
+        td.root_angle: lambda t: torch.atan2(*schedule(t)[::-1]) ** 2,
         lambda s, n: td.uniform_log_snr(s, n)[:-1]: schedule.half_log_snr,
         lambda s, n: td.karras(s, n)[:-1]: lambda t: (-schedule.half_log_snr(t) / 7).exp(),
     }
@@ -131,6 +134,16 @@ def test_grids_are_even_in_their_own_measure() -> None:
         torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps), rtol=1e-8, atol=0)
     for grid in (td.uniform_log_snr, td.karras):
         assert grid(schedule, 9)[-2].item() == pytest.approx(1, rel=1e-9)
+
+
+def test_alpha_and_sigma_are_cosine_and_sine_of_the_angle(schedule: td.Schedule) -> None:
+    t = torch.tensor([0, 0.3, 1, schedule.T / 3, schedule.T], dtype=f64)
+    alpha, sigma = schedule(t)
+    phi = schedule.angle(t)
+    torch.testing.assert_close(phi.cos(), alpha, rtol=0, atol=1e-14)
+    torch.testing.assert_close(phi.sin(), sigma, rtol=0, atol=1e-14)
+    torch.testing.assert_close(schedule.time_at_angle(phi[1:]), t[1:], rtol=1e-9, atol=0)
+    assert schedule.time_at_angle(math.pi / 2) == schedule.T
 
 
 def test_even_angles_are_the_same_noise_levels_on_every_schedule() -> None:

@@ -125,7 +125,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     """How the command is to sample."""
-    return {"steps": args.steps, "sampler": SAMPLERS[args.sampler], "seed": args.seed}
+    sampler = SAMPLERS[args.sampler]
+    grid = td.root_angle if sampler is td.consistency else td.uniform_angle
+    return {"steps": args.steps, "sampler": sampler, "grid": grid, "seed": args.seed}
 
 
 def _load(checkpoint: str, device: torch.device) -> td.Denoiser:

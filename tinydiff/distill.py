@@ -27,8 +27,8 @@ def consistency(
     """Multistep consistency sampling: denoise, re-noise, repeat (Song et al. 2023, alg. 1).
 
     x0 = f(x_t, t), then x_s = alpha_s x0 + sigma_s z with fresh z ~ N(0, I). One step is the denoiser's answer itself.
-    Arguments, yields and errors as for `ddim`. The times say how much noise is put back: evenly in the angle, as
-    `sample` has them, is good; evenly in lambda leaves next to none for the second of two steps.
+    Arguments, yields and errors as for `ddim`. The times say how much noise is put back: best as much as `root_angle`
+    does, sample(denoiser, shape, steps=2, sampler=consistency, grid=root_angle); for one step no grid matters.
     """
     schedule = denoiser.schedule
     for t, s in intervals(schedule, times):
@@ -51,6 +51,28 @@ def heun_step(denoiser: Any, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Te
     x0 = estimate(denoiser, x, t, cond)
     ahead = estimate(denoiser, step(denoiser.schedule, x, x0, t, s), s, cond)
     return step(denoiser.schedule, x, (x0 + ahead) / 2, t, s)
+
+
+def substeps(
+    denoiser: Any,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    n: int = 2,
+    solver: Callable[..., Tensor] = heun_step,
+    **cond: Any,
+) -> Tensor:
+    """x_s by n steps of the solver from times t to s of shape (B,), even in the angle: for the long way on a coarse grid.
+
+    The error falls with n as the solver's order says; `functools.partial(substeps, n=4)` is a solver, too.
+    """
+    schedule = denoiser.schedule
+    phi, end = schedule.angle(t), schedule.angle(s)
+    for k in range(1, n):
+        middle = schedule.time_at_angle(torch.lerp(phi, end, k / n))
+        x, t = solver(denoiser, x, t, middle, **cond), middle
+    return solver(denoiser, x, t, s, **cond)
 
 
 def squared_l2(a: Tensor, b: Tensor) -> Tensor:

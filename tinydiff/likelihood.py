@@ -77,9 +77,8 @@ def log_likelihood(denoiser: Any, x: Tensor, times: Tensor, *, probes: Tensor | 
 
 def _halfway(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, float]:
     """The time in the middle of s and t by the angle, and the angle h from s to t."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    low, high = torch.atan2(sigma_s, alpha_s), torch.atan2(sigma_t, alpha_t)
-    return schedule.time(-((low + high) / 2).tan().log()), (high - low).item()
+    low, high = schedule.angle(s), schedule.angle(t)
+    return schedule.time_at_angle((low + high) / 2), (high - low).item()
 
 
 def _velocity(denoiser: Any, x: Tensor, t: Tensor, probes: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:

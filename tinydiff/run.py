@@ -185,7 +185,7 @@ def distill(
         generator=generator,
         checkpoint=checkpoint,
     )
-    _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "steps": 2})
+    _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "grid": td.root_angle, "steps": 2})
     return ema.denoiser
 
 
@@ -294,6 +294,7 @@ def draw(
     *,
     steps: int = 20,
     sampler: Callable[..., Iterator[td.State]] = td.dpm_solver_pp,
+    grid: Callable[[td.Schedule, int], Tensor] = td.uniform_angle,
     seed: int = 0,
     label: int | None = None,
     progress: bool = False,
@@ -315,7 +316,7 @@ def draw(
     noise, mine = randn((n, *shape), generator, parameter), parallel.share(n)
     if parallel.rank():
         generator.manual_seed(seed + parallel.rank())  # the shares' later noise must differ
-    times = td.uniform_angle(denoiser.schedule, steps)
+    times = grid(denoiser.schedule, steps)
     noisy = {"generator": generator} if "generator" in inspect.signature(sampler).parameters else {}
     states = sampler(denoiser, noise[mine], times, y=y[mine].to(noise.device), **noisy)
     x = td.final(tqdm(states, total=steps, desc="sampling", disable=not progress or parallel.rank() > 0))

@@ -115,6 +115,15 @@ class Schedule:
         a, b = table[right - 1], table[right]
         return right - (log_alpha_bar - b) / (a - b)
 
+    def angle(self, t: Tensor | float) -> Tensor:
+        """phi_t in [0, pi/2) with alpha_t = cos phi_t and sigma_t = sin phi_t, float64 (Salimans & Ho 2022, app. D)."""
+        alpha, sigma = self(t)
+        return torch.atan2(sigma, alpha)
+
+    def time_at_angle(self, phi: Tensor | float) -> Tensor:
+        """t with phi_t = phi > 0, float64: the inverse of `angle`; values above phi_T give T."""
+        return self.time(-float64(phi).tan().log())
+
 
 def from_betas(betas: Tensor) -> Schedule:
     """The schedule with alpha_bar_t = prod_{s <= t} (1 - beta_s) (Ho et al. 2020, eq. 4).
@@ -189,9 +198,23 @@ def uniform_angle(schedule: Schedule, steps: int) -> Tensor:
     Whatever the schedule, the same noise levels; on `cosine` nearly `uniform`. The angle is the clock in which v is the
     velocity of the probability-flow ODE (Salimans & Ho 2022, app. D).
     """
-    end = torch.exp(-schedule.half_log_snr(schedule.T)).atan()
-    phi = torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64)[:-1] * end
-    return _to_zero(schedule, -phi.tan().log())
+    return _at_angles(schedule, torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64))
+
+
+def root_angle(schedule: Schedule, steps: int) -> Tensor:
+    """Times at phi_i = phi_T sqrt(1 - i/steps), dense near the noise: (steps+1,) float64.
+
+    For consistency models: that is where their answers change most along a path, and where `consistency` should put
+    noise back, 64 degrees for the second of two steps (measured in benchmarks/README.md).
+    """
+    return _at_angles(schedule, torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64).sqrt())
+
+
+def _at_angles(schedule: Schedule, share: Tensor) -> Tensor:
+    """Times at those shares of phi_T, which fall from 1 to 0."""
+    times = schedule.time_at_angle(share[:-1] * schedule.angle(schedule.T))
+    times[0] = schedule.T  # exactly, not within rounding
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
