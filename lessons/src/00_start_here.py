@@ -251,7 +251,7 @@ plot.strip(
 # | [07](07_dpm_solver_pp.ipynb) | solve it well: DPM-Solver++ | ready |
 # | [08](08_guidance.ipynb) | ask for a class: guidance | ready |
 # | 09 | work in a latent space | planned |
-# | 10 | sample in one step: consistency models | planned |
+# | [10](10_consistency.ipynb) | sample in one step: consistency models | ready |
 # | 11 | choose a sampler | planned |
 # | 12 | restore pictures | planned |
 # | 13 | find the limits: copying, bias, sensitivity | planned |
