@@ -63,7 +63,7 @@ def substeps(
     solver: Callable[..., Tensor] = heun_step,
     **cond: Any,
 ) -> Tensor:
-    """x_s by n steps of the solver from times t to s of shape (B,), even in the angle: for the long way on a coarse grid.
+    """x_s by n steps of the solver from times t to s of shape (B,), even in the angle: for long ways on coarse grids.
 
     The error falls with n as the solver's order says; `functools.partial(substeps, n=4)` is a solver, too.
     """
