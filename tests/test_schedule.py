@@ -1,6 +1,7 @@
 """The schedule against the papers' products, evaluated independently in plain Python or numpy."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -126,6 +127,7 @@ def test_grids_are_even_in_their_own_measure() -> None:
         td.quadratic: lambda t: t.sqrt(),
         td.uniform_angle: lambda t: torch.atan2(*schedule(t)[::-1]),
         td.root_angle: lambda t: torch.atan2(*schedule(t)[::-1]) ** 2,
+        partial(td.root_angle, power=1 / 3): lambda t: torch.atan2(*schedule(t)[::-1]) ** 3,
         lambda s, n: td.uniform_log_snr(s, n)[:-1]: schedule.half_log_snr,
         lambda s, n: td.karras(s, n)[:-1]: lambda t: (-schedule.half_log_snr(t) / 7).exp(),
     }

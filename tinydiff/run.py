@@ -19,6 +19,7 @@ import tinydiff as td
 from tinydiff import parallel, plot
 from tinydiff.data import TOYS, mnist_is_here
 from tinydiff.diffuse import randn
+from tinydiff.distill import PICTURES
 from tinydiff.pretrained import AUTOENCODER, pictures
 
 
@@ -157,12 +158,12 @@ def distill(
     there = origin in TOYS or origin == "digits" or (origin in ("mnist", "mnist-latent") and mnist_is_here())
     settings: dict[str, Any] = {"teacher": name, "guidance": guidance, "samples of": origin if there else "teacher"}
     settings |= {"seed": seed, "steps": steps, "minutes": minutes}
-    settings |= {"batch": batch or recipe.batch, "lr": lr or 0.4 * recipe.lr}
+    settings |= {"batch": batch or recipe.batch, "lr": lr or recipe.lr}
     guided = teacher if guidance == 1 else td.ClassifierFree(teacher, guidance)
     student = copy.deepcopy(teacher)
     kept = ("data", "shape", "classes", "autoencoder")
     student.info = {key: teacher.info[key] for key in kept if key in teacher.info} | settings
-    ema, generator = td.EMA(student, 0.95), torch.Generator().manual_seed(seed)
+    ema, generator = td.EMA(student, 0.99), torch.Generator().manual_seed(seed)
     _claim(out, settings)
     checkpoint = out / "checkpoint.safetensors"
     if there:
@@ -184,6 +185,7 @@ def distill(
         lr=settings["lr"],
         generator=generator,
         checkpoint=checkpoint,
+        **({} if x.ndim == 2 else PICTURES),
     )
     _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "grid": td.root_angle, "steps": 2})
     return ema.denoiser

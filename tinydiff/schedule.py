@@ -201,13 +201,13 @@ def uniform_angle(schedule: Schedule, steps: int) -> Tensor:
     return _at_angles(schedule, torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64))
 
 
-def root_angle(schedule: Schedule, steps: int) -> Tensor:
-    """Times at phi_i = phi_T sqrt(1 - i/steps), dense near the noise: (steps+1,) float64.
+def root_angle(schedule: Schedule, steps: int, power: float = 1 / 2) -> Tensor:
+    """Times at phi_i = phi_T (1 - i/steps)^power, for power < 1 dense near the noise: (steps+1,) float64.
 
-    For consistency models: that is where their answers change most along a path, and where `consistency` should put
-    noise back, 64 degrees for the second of two steps (measured in benchmarks/README.md).
+    For consistency models, whose answers change most there along a path: with 1/2 it says how much noise `consistency`
+    should put back (64 degrees for the second of two steps), with 1/3 what `distill` teaches, both by measurement.
     """
-    return _at_angles(schedule, torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64).sqrt())
+    return _at_angles(schedule, torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64) ** power)
 
 
 def _at_angles(schedule: Schedule, share: Tensor) -> Tensor:
