@@ -74,7 +74,17 @@ def pack(checkpoint: Path, name: str, folder: Path = WEIGHTS) -> None:
 
 
 def figures(denoiser: td.Denoiser) -> tuple[dict[str, float], dict[str, float]]:
-    """Quality of 20-step DPM-Solver++(2M) samples and of real data, the deciding figure first; MNIST's also by SDE."""
+    """Quality of 20-step DPM-Solver++(2M) samples and of real data, the deciding figure first; MNIST's also by SDE.
+
+    Of a consistency model the quality of 1, 2 and 4 of its own steps.
+    """
+    if "teacher" in denoiser.info:
+        values, floor = {}, {}
+        for steps in (1, 2, 4):
+            found = td.evaluate(denoiser, steps=steps, sampler=td.consistency, grid=td.root_angle)
+            values |= {f"{key}, consistency {steps}": value for key, value in vars(found.samples).items()}
+            floor |= {f"{key}, consistency {steps}": value for key, value in vars(found.real).items()}
+        return values, floor
     if denoiser.info["data"] in ("mnist", "mnist-latent"):
         ode, sde = (td.evaluate(denoiser, sampler=partial(td.dpm_solver_pp, eta=eta)) for eta in (0.0, 1.0))
         noisy = {f"{key}, SDE": value for key, value in vars(sde.samples).items()}
@@ -103,6 +113,8 @@ def _command(info: dict[str, Any]) -> str:
     data = info["data"]
     recipe = run.RECIPES.get(data, run.RECIPES["toy"])
     words = ["tinydiff train", f"toy {data}" if data in TOYS else data]
+    if "teacher" in info:
+        words = ["tinydiff distill", info["teacher"]]
     usual = {"steps": None, "minutes": None, "width": recipe.width, "batch": recipe.batch, "lr": recipe.lr, "seed": 0}
     words += [f"--{key} {info[key]}" for key, value in usual.items() if info.get(key) not in (None, value)]
     return " ".join(words)

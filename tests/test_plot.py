@@ -163,3 +163,11 @@ def test_film_plays_all_frames_once():
         film.seek(i)
         assert np.array_equal(np.asarray(film.convert("RGB")), frames[i])
         assert film.info["duration"] == 400
+
+
+def test_sixteen_lines_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list = []
+    monkeypatch.setattr(plot, "_render", lambda figure, alt: figures.append(figure))
+    plot.curves([1, 2], {str(i): [i, i] for i in range(16)}, alt="Sixteen lines.")
+    styles = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines}
+    assert len(styles) == 16

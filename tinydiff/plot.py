@@ -228,12 +228,14 @@ def curves(x: Points | Sequence[float], lines: Mapping[str, Any], *, alt: str, *
     ax = figure.subplots()
     for i, (label, line) in enumerate(lines.items()):
         u, v = map(_numpy, line if isinstance(line, tuple) else (x, line))
-        dash, colour = _DASHES[i % len(_DASHES)], OKABE_ITO[i % len(OKABE_ITO)]
+        turn = i // len(OKABE_ITO)  # the second time round a colour has another dash
+        dash, colour = _DASHES[(i + turn) % len(_DASHES)], OKABE_ITO[i % len(OKABE_ITO)]
         ax.plot(u, v, dash, color=colour, label=label, marker="o" if len(u) <= 20 else None, markersize=4)
     ax.set(**axes)
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    many = len(lines) > len(OKABE_ITO)
+    ax.legend(frameon=False, **({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}))
     return _render(figure, alt)
 
 
