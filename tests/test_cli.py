@@ -119,7 +119,7 @@ def test_distill_leaves_a_run_that_goes_on_and_can_be_sampled_and_guided(trained
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert "1,797 samples of digits" in printed
-    assert f"tinydiff sample {out / 'checkpoint.safetensors'} --sampler consistency --steps 1" in printed
+    assert f"tinydiff sample {out / 'checkpoint.safetensors'} --steps 1" in printed
     assert list(csv.DictReader((out / "log.csv").open()))[-1]["step"] == "6"
     assert Image.open(out / "samples.png").size == (10 * 57 - 1, 8 * 57 - 1)
     student = td.load(out / "checkpoint.safetensors")
@@ -137,10 +137,11 @@ def test_distill_leaves_a_run_that_goes_on_and_can_be_sampled_and_guided(trained
     assert not all(torch.equal(weights[k], guided[k]) for k in guided)
 
     array = tmp_path / "two.npy"
-    options = ["-n", "5", "--steps", "2", "--sampler", "consistency", "--label", "7", "--out", str(array)]
+    options = ["-n", "5", "--label", "7", "--out", str(array)]  # by consistency in two steps, as it was distilled
     assert cli.main(["sample", str(out / "checkpoint.safetensors"), *options]) == 0
     noise = {"generator": torch.Generator().manual_seed(0)}
-    expected = td.sample(student, (5, 1, 8, 8), steps=2, sampler=td.consistency, y=torch.full((5,), 7), **noise)
+    noise |= {"sampler": td.consistency, "grid": td.root_angle}
+    expected = td.sample(student, (5, 1, 8, 8), steps=2, y=torch.full((5,), 7), **noise)
     assert np.array_equal(np.load(array), expected.numpy())
 
 

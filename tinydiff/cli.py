@@ -77,7 +77,7 @@ def distill(args: argparse.Namespace) -> None:
     with _promise():
         run.distill(teacher, args.checkpoint, out, **options)
     print(f"{out / 'samples.png'} shows samples of two steps; for more:")
-    print(f"tinydiff sample {out / 'checkpoint.safetensors'} --sampler consistency --steps 1")
+    print(f"tinydiff sample {out / 'checkpoint.safetensors'} --steps 1")
 
 
 def _refuse_what_is_not_positive(args: argparse.Namespace, *options: str) -> None:
@@ -99,13 +99,13 @@ def _promise() -> Iterator[None]:
 def sample(args: argparse.Namespace) -> None:
     """Draw from a checkpoint into a PNG or an array."""
     for option in ("num", "steps"):
-        if getattr(args, option) < 1:
+        if getattr(args, option) is not None and getattr(args, option) < 1:
             raise ValueError(f"--{option} {getattr(args, option)} must be at least 1.")
     out = Path(args.out)
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out {out} must end in .png (a picture) or .npy (an array).")
     denoiser = _load(args.checkpoint, parallel.start(choose_device(args.device)))
-    options = _how(args) | {"label": args.label}
+    options = _how(args, denoiser) | {"label": args.label}
     start = time.perf_counter()
     if out.suffix == ".png":
         run.picture(denoiser, out, args.num, progress=True, **options)
@@ -120,14 +120,14 @@ def sample(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model of MNIST beside real test digits."""
     denoiser = _load(args.checkpoint, choose_device(args.device))
-    print(td.evaluate(denoiser, args.num, **_how(args)))
+    print(td.evaluate(denoiser, args.num, **_how(args, denoiser)))
 
 
-def _how(args: argparse.Namespace) -> dict[str, Any]:
-    """How the command is to sample."""
-    sampler = SAMPLERS[args.sampler]
-    grid = td.root_angle if sampler is td.consistency else td.uniform_angle
-    return {"steps": args.steps, "sampler": sampler, "grid": grid, "seed": args.seed}
+def _how(args: argparse.Namespace, denoiser: td.Denoiser) -> dict[str, Any]:
+    """How the command is to sample: what was distilled by `consistency`, unless told otherwise."""
+    name = args.sampler or ("consistency" if "teacher" in denoiser.info else "dpm_solver_pp")
+    grid, steps = (td.root_angle, 2) if name == "consistency" else (td.uniform_angle, 20)
+    return {"steps": steps if args.steps is None else args.steps, "sampler": SAMPLERS[name], "grid": grid, "seed": args.seed}
 
 
 def _load(checkpoint: str, device: torch.device) -> td.Denoiser:
@@ -265,8 +265,9 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: auto")
 
     def steps_and_sampler(p: argparse.ArgumentParser) -> None:
-        p.add_argument("--steps", type=int, default=20, help="steps of the sampler (default: 20)")
-        p.add_argument("--sampler", choices=list(SAMPLERS), default="dpm_solver_pp", help="default: dpm_solver_pp")
+        p.add_argument("--steps", type=int, help="steps of the sampler (default: 20, for consistency 2)")
+        usual = "dpm_solver_pp, and consistency for what was distilled"
+        p.add_argument("--sampler", choices=list(SAMPLERS), help=f"default: {usual}")
 
     def seed(p: argparse.ArgumentParser) -> None:
         p.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")

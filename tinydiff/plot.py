@@ -234,8 +234,10 @@ def curves(x: Points | Sequence[float], lines: Mapping[str, Any], *, alt: str, *
     ax.set(**axes)
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-    many = len(lines) > len(OKABE_ITO)
-    ax.legend(frameon=False, **({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if many else {}))
+    if len(lines) <= len(OKABE_ITO):
+        ax.legend(frameon=False)
+    else:
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return _render(figure, alt)
 
 
