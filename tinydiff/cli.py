@@ -126,8 +126,9 @@ def evaluate(args: argparse.Namespace) -> None:
 def _how(args: argparse.Namespace, denoiser: td.Denoiser) -> dict[str, Any]:
     """How the command is to sample: what was distilled by `consistency`, unless told otherwise."""
     name = args.sampler or ("consistency" if "teacher" in denoiser.info else "dpm_solver_pp")
-    grid, steps = (td.root_angle, 2) if name == "consistency" else (td.uniform_angle, 20)
-    return {"steps": steps if args.steps is None else args.steps, "sampler": SAMPLERS[name], "grid": grid, "seed": args.seed}
+    grid, usual = (td.root_angle, 2) if name == "consistency" else (td.uniform_angle, 20)
+    steps = usual if args.steps is None else args.steps
+    return {"steps": steps, "sampler": SAMPLERS[name], "grid": grid, "seed": args.seed}
 
 
 def _load(checkpoint: str, device: torch.device) -> td.Denoiser:
