@@ -103,7 +103,7 @@ def words(prose):
 def test_every_lesson_has_source_and_notebook():
     assert sorted(path.stem for path in LESSONS.glob("[0-9]*.ipynb")) == STEMS
     numbers = [stem[:2] for stem in STEMS]
-    assert numbers == sorted(set(numbers))  # without gaps as soon as lesson 09 is there
+    assert numbers == [f"{i:02d}" for i in range(len(numbers))]
 
 
 @pytest.mark.parametrize("stem", STEMS)

@@ -250,7 +250,7 @@ plot.strip(
 # | [06](06_score_and_ode.ipynb) | see the differential equation behind it all | ready |
 # | [07](07_dpm_solver_pp.ipynb) | solve it well: DPM-Solver++ | ready |
 # | [08](08_guidance.ipynb) | ask for a class: guidance | ready |
-# | 09 | work in a latent space | planned |
+# | [09](09_latent_diffusion.ipynb) | work in a latent space | ready |
 # | [10](10_consistency.ipynb) | sample in one step: consistency models | ready |
 # | 11 | choose a sampler | planned |
 # | 12 | restore pictures | planned |

@@ -699,4 +699,4 @@ else:
 # does not sample. Kynkäänniemi et al. 2024, *Applying Guidance in a Limited Interval Improves Sample and Distribution
 # Quality in Diffusion Models*: question 2.
 #
-# Before: [07, DPM-Solver++](07_dpm_solver_pp.ipynb). Next: 09, diffusion in a latent space.
+# Before: [07, DPM-Solver++](07_dpm_solver_pp.ipynb). Next: [09, latent diffusion](09_latent_diffusion.ipynb).
