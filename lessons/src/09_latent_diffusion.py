@@ -654,7 +654,7 @@ plot.strip(
     {f"mix = {mix:g}, t = {t}": draw(mix, t) for t in (400, 800) for mix in (0.3, 0.5, 0.7)},
     columns=3,
     alt="Six frames of the walk. With t = 400 the fourth row is the third with its gaps mended; with t = 800 it shows clean "
-    "digits that are often neither A nor B.",
+    "digits and a few slips, often neither A nor B.",
 )
 
 # %% [markdown]
