@@ -27,6 +27,7 @@ MODULES = (
     "muon",
     "distill",
     "autoencoder",
+    "restore",
 )
 TESTS = (
     "test_denoise.py",
@@ -38,6 +39,7 @@ TESTS = (
     "test_muon.py",
     "test_distill.py",
     "test_autoencoder.py",
+    "test_restore.py",
     "peers",
 )
 TESTED_BY = {"solvers": "sample"}

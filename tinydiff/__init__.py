@@ -15,6 +15,17 @@ from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThr
 from tinydiff.likelihood import log_likelihood
 from tinydiff.nets import MLP, UNet
 from tinydiff.pretrained import load_autoencoder, load_classifier, load_pretrained
+from tinydiff.restore import (
+    Conditioned,
+    Downsample,
+    Mask,
+    Projected,
+    inpaint,
+    remove_noise,
+    resampling,
+    sdedit,
+    starting_at,
+)
 from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final, sample, step
 from tinydiff.schedule import (
     Schedule,
@@ -40,13 +51,17 @@ __all__ = [
     "ClassifierFree",
     "ClassifierGuided",
     "Clipped",
+    "Conditioned",
     "Denoiser",
+    "Downsample",
     "DynamicThreshold",
     "EmpiricalDenoiser",
     "EpsDenoiser",
     "Evaluation",
     "GaussianMixture",
+    "Mask",
     "Progress",
+    "Projected",
     "Schedule",
     "State",
     "UNet",
@@ -73,6 +88,7 @@ __all__ = [
     "from_betas",
     "gaussian_flow",
     "heun",
+    "inpaint",
     "invert",
     "karras",
     "kl_divergence",
@@ -86,10 +102,14 @@ __all__ = [
     "q_posterior",
     "q_sample",
     "quadratic",
+    "remove_noise",
+    "resampling",
     "root_angle",
     "sample",
     "save",
+    "sdedit",
     "sigmoid",
+    "starting_at",
     "step",
     "stratified_times",
     "toy",

@@ -168,6 +168,21 @@ def class_agreement(y: Tensor, predicted: Tensor) -> float:
 _CHUNK = 500  # rows of a distance matrix held at a time: 40 MB against 10,000 points
 
 
+def psnr(x: Tensor, y: Tensor, span: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio of each picture, 10 log10(span^2 / mean (x - y)^2) in dB: (N,) for x, y (N, ...).
+
+    Args:
+        span: width of the data's range, 2 for pixels in [-1, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if x.shape != y.shape or x.ndim < 2:
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)} must be pictures of one shape (N, ...).")
+    error = (x.detach().double() - y.detach().double()).square().flatten(1).mean(1)
+    return 10 * (span**2 / error).log10()
+
+
 def _fast_distances(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_j| by one matrix product, so that 10,000 x 10,000 take seconds; float64 has the digits to lose."""
     centre = y.mean(0)
