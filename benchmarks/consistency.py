@@ -3,7 +3,7 @@
     python benchmarks/consistency.py                                 # the shipped ones: 15 minutes on one core
     python benchmarks/consistency.py CHECKPOINT --n 2000              # a file of tinydiff distill
 
-Seconds are those of this process on the threads that torch has; 1,000-step DDPM draws few pictures, the others --n.
+Pictures per second of CPU time, all threads together; 1,000-step DDPM draws few pictures, the others --n.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from tinydiff.evaluate import load_reference, measure
 def drawn(
     denoiser: td.Denoiser, sampler: Callable[..., Iterator[td.State]], steps: int, n: int, seed: int = 0
 ) -> tuple[Tensor, float]:
-    """n digits, 0 to 9 in turn, and seconds for each thousand; consistency on its own grid, in float32."""
+    """n digits, 0 to 9 in turn, and CPU seconds for each thousand; consistency on its own grid, in float32."""
     grid = td.root_angle if sampler is td.consistency else td.uniform_angle
-    generator, out, start = torch.Generator().manual_seed(seed), [], time.perf_counter()
+    generator, out, start = torch.Generator().manual_seed(seed), [], time.process_time()
     for y in (torch.arange(n) % 10).split(250):
         shape = (len(y), 1, 28, 28)
         out.append(td.sample(denoiser, shape, steps=steps, sampler=sampler, grid=grid, generator=generator, y=y))
-    return torch.cat(out), (time.perf_counter() - start) * 1000 / n
+    return torch.cat(out), (time.process_time() - start) * 1000 / n
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     best, usual = measure(x, y), seconds
     print(f"n = {args.n}, {torch.get_num_threads()} threads, float32; floor {floor.frechet:.3f}; teacher: mnist\n")
     print(f"{'':34}{'Frechet':>9}{'/ teacher':>11}{'/ floor':>9}{'class':>8}{'pictures/s':>12}{'times':>7}")
-    print(f"{'real test digits':34}{floor.frechet:9.3f}{'':11}{1:9.2f}{floor.agreement:8.1%}")
+    print(f"{'real test digits':34}{floor.frechet:9.3f}{'':11}{1:9.2f}{floor.agreement:8.1%}", flush=True)
     rows = [(f"teacher, DPM-Solver++(2M) {k}", teacher, td.dpm_solver_pp, k) for k in (20, 4, 2, 1)]
     rows += [(f"student, consistency {k}", student, td.consistency, k) for k in (1, 2, 4, 8)]
     for name, denoiser, sampler, steps in rows:
