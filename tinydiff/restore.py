@@ -131,7 +131,8 @@ class Conditioned(Wrapper):
     C = Cov[x0 | x_t] = (sigma_t^2/alpha_t) d x0_hat/d x_t, as the denoiser itself implies; its products with vectors
     are backward passes, and the linear system is solved by conjugate gradients: MMPS, Rozet et al. 2024. Exact for
     Gaussian data of any covariance, and so are the samplers that use it, up to their steps; an approximation otherwise,
-    since given x_t it takes x0 for Gaussian. Costs one network call and iterations + 1 backward passes.
+    since given x_t it takes x0 for Gaussian: networks come close to the observation, not onto it. Costs
+    one network call and iterations + 1 backward passes.
 
     Args:
         denoiser: differentiable in x.
@@ -225,7 +226,7 @@ def inpaint(
 ) -> Iterator[State]:
     """Inpainting by replacement: after each step the known values become a fresh draw of q(x_s | known).
 
-    With decreasing times this is replacement (Song et al. 2021b, app. I.2), which is biased unless the unknown values
+    With decreasing times this is replacement (cf. Song et al. 2021b), which is biased unless the unknown values
     are independent of the known: each step sees the known values only under noise. Where times rise, x is noised again,
     x_t = (alpha_t/alpha_s) x_s + sqrt(1 - alpha_t^2/alpha_s^2) z, and the way down tried once more; on the walk made by
     `resampling` this is RePaint (Lugmayr et al. 2022, alg. 1), whose bias falls with the repeats, and as slowly as the
@@ -359,7 +360,7 @@ def sdedit(
     """SDEdit: noise a sketch to time t, then sample from there: x_t = alpha_t x + sigma_t z (Meng et al. 2022, alg. 1).
 
     Early t keep the sketch, late t obey the data. Data that are no sketch keep their law. With sampler=`consistency`:
-    stroke-guided generation (Song et al. 2023, sec. 3).
+    stroke-guided generation (cf. Song et al. 2023).
 
     Args:
         x: a sketch (B, ...).
