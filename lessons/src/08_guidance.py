@@ -627,7 +627,8 @@ plot.strip(
 # And the paper's claim? It does **not** carry over to everything. Dynamic thresholding was made for photographs,
 # where a few glaring pixels stick out. In an MNIST digit most pixels sit *at* the edge. Guidance pushes the whole
 # background to, say, $-2$; then $m$ is 2 or more, the squeeze divides by it, and black turns to grey. Worse, the next
-# step sees a grey background and guides it away again. For such data the naive clip is the better repair. Know your
+# step sees a grey background and guides it away again. At this scale the naive clip is the better repair. (At scales 2 and 4,
+# where the background stays near $-1$, the threshold is the better one: `benchmarks/README.md` has the table.) Know your
 # data's range before you borrow a trick.
 #
 # ## If you see this instead
