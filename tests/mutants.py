@@ -136,7 +136,7 @@ def _run_tests(folder: str, module: str) -> int:
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
-    signal.alarm(180)  # a mutant that never ends is noticed, too
+    signal.alarm(600)  # a mutant that never ends is noticed, too
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = True
     os.chdir(ROOT)
