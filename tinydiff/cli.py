@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         code: int | None = args.run(args)
+        parallel.wait()
         return code or 0
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -29,6 +29,16 @@ def start(device: torch.device) -> torch.device:
     return device
 
 
+def wait() -> None:
+    """Wait until all processes are here.
+
+    A process that ends right after its last message may be aborted by torch, whose threads still hold on to that
+    message's tensors (github.com/pytorch/pytorch/pull/179291).
+    """
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def stop() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
