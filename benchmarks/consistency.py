@@ -1,6 +1,6 @@
 """One to four steps of a consistency model beside its teacher: quality, and images per second.
 
-    python benchmarks/consistency.py                                 # the shipped ones: 15 minutes on one core
+    python benchmarks/consistency.py                                 # the shipped ones: eight minutes on one core
     python benchmarks/consistency.py CHECKPOINT --n 2000              # a file of tinydiff distill
 
 Pictures per second of CPU time, all threads together; 1,000-step DDPM draws few pictures, the others --n.

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/latent.py --n 10000   # a quarter of an hour on one core; needs MNIST
 
-Prints a table and draws ten samples of each row in out/latent.png. Seconds are the process's, so that other programs
+Prints a table and draws twenty samples of each row in out/latent.png. Seconds are the process's, so that other programs
 count less. The plain VAE is trained here, for --minutes of them: the same network, the KL at weight 1.
 """
 

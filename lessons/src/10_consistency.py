@@ -873,7 +873,7 @@ plot.strip(
 # one.) One giant step of the teacher gives the mean of the class: every one is recognised, all are alike, the recall is
 # 0. One step of the student has the diversity. Its strokes are not quite as clean as with twenty steps of the teacher,
 # and the second step mends that. 500 digits are few; with 10,000 (`benchmarks/README.md`) the student's Fréchet distance in
-# 1, 2 and 4 steps is 1.5, 0.9 and 0.9 times that of the teacher's 20. The teacher itself is at 3.6 times with 4 calls, and
+# 1, 2 and 4 steps is 1.5, 0.8 and 0.9 times that of the teacher's 20. The teacher itself is at 3.6 times with 4 calls, and
 # at 1.2 with 10. So is one step always the right choice? A good solver with ten calls is a serious rival. It needs no
 # second training, takes any guidance scale, and gets better with more calls. A consistency model shines with one or two.
 #
