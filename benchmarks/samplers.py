@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="samples: 2000 points by default, 10000 digits")
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--grid", default="uniform_angle", choices=[g.__name__ for g in GRIDS], help="for MNIST")
-    parser.add_argument("--solvers", default="", help="for MNIST: names with commas, all by default")
+    parser.add_argument("--solvers", nargs="+", help='for MNIST: for example DDPM "DDIM, eta 1/2"; all by default')
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "out")
     args = parser.parse_args()
@@ -309,7 +309,7 @@ def main() -> None:
     if args.overhead or every:
         overhead(args.rounds)
     if args.mnist:
-        names = [name.strip() for name in args.solvers.split(",")] if args.solvers else [*STOCHASTIC, *DETERMINISTIC]
+        names = args.solvers or [*STOCHASTIC, *DETERMINISTIC]
         if unknown := set(names) - {*STOCHASTIC, *DETERMINISTIC}:
             parser.error(f"no solver named {unknown}: choose among {', '.join([*STOCHASTIC, *DETERMINISTIC])}")
         grid = getattr(td, args.grid)
