@@ -136,6 +136,15 @@ def test_distill_leaves_a_run_that_goes_on_and_can_be_sampled_and_guided(trained
     guided = td.load(tmp_path / "guided" / "checkpoint.safetensors").net.state_dict()
     assert not all(torch.equal(weights[k], guided[k]) for k in guided)
 
+    again = ["--steps", "2", "--out", str(tmp_path / "again")]
+    assert cli.main(["distill", str(out / "checkpoint.safetensors"), *again]) == 2
+    assert f"is a consistency model already, without the steps to learn from: distil its teacher, {teacher}" in (
+        capsys.readouterr().err
+    )
+    assert cli.main(["distill", str(teacher), "--guidance", "-1", *again]) == 2
+    assert "guidance = -1 must not be negative" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
     array = tmp_path / "two.npy"
     options = ["-n", "5", "--label", "7", "--out", str(array)]  # by consistency in two steps, as it was distilled
     assert cli.main(["sample", str(out / "checkpoint.safetensors"), *options]) == 0

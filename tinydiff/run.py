@@ -145,8 +145,18 @@ def distill(
     writes what `train` does; previews take two steps of `consistency`. Returns the averaged student.
 
     Raises:
-        ValueError: the folder holds another run, or guidance of a teacher without classes.
+        ValueError: the folder holds another run, the teacher is a student itself or has no classes, or guidance is
+            negative.
     """
+    if not guidance >= 0:
+        raise ValueError(
+            f"guidance = {guidance:g} must not be negative: 1 is the teacher as it is, 0 asks for no class."
+        )
+    if "teacher" in teacher.info:
+        raise ValueError(
+            f"{name} is a consistency model already, without the steps to learn from: distil its teacher, "
+            f"{teacher.info['teacher']}."
+        )
     if not teacher.info.get("shape") or not teacher.info.get("classes"):
         raise ValueError(f"{name} does not say what shape and classes its samples have: make it with tinydiff train.")
     parallel.start(torch.device("cpu"))
