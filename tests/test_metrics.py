@@ -144,6 +144,24 @@ def test_nearest_distance_against_scikit_learn() -> None:
     assert metrics.nearest_distance(x[5:7], x).max() < 1e-5  # copies are found
 
 
+def test_nearest_ratio_against_scikit_learn() -> None:
+    x, reference = 1e3 + normal(1203, 5, seed=1), 1e3 + normal(700, 5, seed=2)
+    first, second = NearestNeighbors(n_neighbors=2).fit(reference.numpy()).kneighbors(x.numpy())[0].T
+    assert metrics.nearest_ratio(x, reference).numpy() == pytest.approx(first / second, rel=1e-8)
+    assert metrics.nearest_ratio(x[5:7], x).max() < 1e-5  # copies are found
+    assert metrics.nearest_ratio(x[:1], x[:1].repeat(3, 1)).isfinite().all()  # three times the same point
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_nearest_ratio_of_fresh_points_in_a_flat_density(d: int) -> None:
+    """P(ratio < r) = r^d: within the ball of the second nearest the nearest lies anywhere."""
+    reference = torch.rand(20_000, d, generator=torch.Generator().manual_seed(1), dtype=f64)
+    x = 0.3 + 0.4 * torch.rand(1000, d, generator=torch.Generator().manual_seed(2), dtype=f64)  # away from the walls
+    ratio = metrics.nearest_ratio(x, reference).numpy()
+    assert stats.kstest(ratio**d, "uniform").pvalue > 0.01
+    assert stats.kstest(ratio ** (d + 1), "uniform").pvalue < 1e-4
+
+
 def test_class_entropy_and_agreement() -> None:
     y = torch.arange(10).repeat(7)
     assert metrics.class_entropy(y) == pytest.approx(math.log(10), rel=1e-12)
@@ -166,6 +184,7 @@ def test_class_entropy_and_agreement() -> None:
         (lambda: metrics.moments(normal(2, 2) / 0), "x holds nan or inf"),
         (lambda: metrics.precision_recall(normal(9, 2), normal(3, 2)), "k = 3 must be at least 1 and below .* 9 and 3"),
         (lambda: metrics.precision_recall(normal(9, 2), normal(9, 2), 0), "k = 0 must be at least 1"),
+        (lambda: metrics.nearest_ratio(normal(9, 2), normal(1, 2)), "reference has 1 points, but a second"),
         (lambda: metrics.class_entropy(normal(3)), r"Labels of torch.float64 and shape \(3,\) must be"),
         (lambda: metrics.class_entropy(torch.tensor([-1])), "whole numbers from 0 up"),
         (lambda: metrics.class_agreement(torch.ones(2).long(), torch.ones(3).long()), r"\(2,\) and predicted \(3,\)"),
