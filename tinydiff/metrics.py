@@ -150,9 +150,9 @@ def nearest_distance(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def nearest_ratio(x: Tensor, reference: Tensor) -> Tensor:
-    """Distance of each point of x (N, d) to the nearest of reference (M, d) over that to the second nearest: (N,) in [0, 1].
+    """Distance of each point of x (N, d) to the nearest of reference (M, d) over that to the second nearest: (N,).
 
-    0 is a copy. Where the data's density is flat over that distance, fresh points have P(ratio < r) = r^d, with d the
+    0 is a copy, 1 the most. Where the data's density is flat over that distance, fresh points have P(ratio < r) = r^d, with d the
     dimensions that the data really fill: few fresh pictures are below 1/3 (the threshold of Yoon et al. 2023), one in
     nine fresh points of a plane is. Blind to copies of a picture that the reference holds twice.
 
@@ -162,9 +162,7 @@ def nearest_ratio(x: Tensor, reference: Tensor) -> Tensor:
     x, reference = _pair(x, reference)
     if len(reference) < 2:
         raise ValueError(f"reference has {len(reference)} points, but a second nearest needs at least 2.")
-    two = torch.cat(
-        [_fast_distances(rows, reference).topk(2, largest=False).values for rows in torch.split(x, _CHUNK)]
-    )
+    two = torch.cat([_fast_distances(rows, reference).topk(2, largest=False).values for rows in torch.split(x, _CHUNK)])
     return two[:, 0] / two[:, 1].clamp(min=torch.finfo(two.dtype).tiny)  # 0, not nan, on a pair of equal points
 
 
