@@ -152,9 +152,9 @@ def nearest_distance(x: Tensor, reference: Tensor) -> Tensor:
 def nearest_ratio(x: Tensor, reference: Tensor) -> Tensor:
     """Distance of each point of x (N, d) to the nearest of reference (M, d) over that to the second nearest: (N,).
 
-    0 is a copy, 1 the most. Where the data's density is flat over that distance, fresh points have P(ratio < r) = r^d, with d the
-    dimensions that the data really fill: few fresh pictures are below 1/3 (the threshold of Yoon et al. 2023), one in
-    nine fresh points of a plane is. Blind to copies of a picture that the reference holds twice.
+    0 is a copy, 1 the most. Where the density of the data is flat over that distance, fresh points have P(ratio < r) =
+    r^d, with d the dimensions that the data really fill: few fresh pictures are below 1/3 (the threshold of Yoon et al.
+    2023), one in nine fresh points of a plane is. Blind to copies of a picture that the reference holds twice.
 
     Raises:
         ValueError: reference has fewer than two points.
