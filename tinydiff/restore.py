@@ -129,7 +129,7 @@ class Conditioned(Wrapper):
     """x0_hat given also observed = A x + std n: x0_hat + C A^T (A C A^T + std^2 I)^-1 (observed - A x0_hat).
 
     C = Cov[x0 | x_t] = (sigma_t^2/alpha_t) d x0_hat/d x_t, as the denoiser itself implies; its products with vectors
-    are backward passes, and the linear system is solved by conjugate gradients: MMPS, Rozet et al. 2024. Exact for
+    are backward passes, and the linear system is solved iteratively: MMPS, Rozet et al. 2024. Exact for
     Gaussian data of any covariance, and so are the samplers that use it, up to their steps; an approximation otherwise,
     since given x_t it takes x0 for Gaussian: networks come close to the observation, not onto it. Costs
     one network call and iterations + 1 backward passes.
@@ -139,7 +139,7 @@ class Conditioned(Wrapper):
         A: any linear function of x (B, ...), such as `Mask`, `Downsample` or a blur.
         observed: as for `Projected`.
         std: of the noise in the observation, n ~ N(0, I); in units of x.
-        iterations: of conjugate gradients; as many as A(x) has values solve exactly, few do for networks.
+        iterations: of the linear solver; as many as A(x) has values solve exactly, few do for networks.
 
     Raises:
         ValueError: std is negative or iterations is not positive.
@@ -196,20 +196,28 @@ def _residual(observed: Tensor, seen: Tensor) -> Tensor:
 
 
 def _solve(M: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """v with M v = b by conjugate gradients, M symmetric and positive: each sample of b (B, ...) by itself."""
+    """v with M v = b by generalised conjugate residuals (Eisenstat et al. 1983): each sample of b (B, ...) by itself.
+
+    Each iteration makes |b - M v| as small as its new direction allows, and never larger. Conjugate gradients need M
+    symmetric and positive; a network's Jacobian is neither, and with them some digits ran away.
+    """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return match((a * b).flatten(1).sum(1), a)
 
-    v, r = torch.zeros_like(b), b
-    p, size = r, dot(r, r)
+    v, r, past = torch.zeros_like(b), b, list[tuple[Tensor, Tensor]]()
     for _ in range(iterations):
-        Mp = M(p)
-        curvature = dot(p, Mp)
-        length = torch.where(curvature > 0, size / curvature, 0)  # solved, or a network whose C is not positive
+        p, Mp = r, M(r)
+        least = torch.finfo(b.dtype).eps * dot(Mp, Mp)  # what is left below is rounding: solved already
+        for q, Mq in past:
+            share = dot(Mp, Mq)
+            p, Mp = p - share * q, Mp - share * Mq
+        size = dot(Mp, Mp)
+        scale = torch.where(size > least, size.rsqrt(), 0)
+        p, Mp = scale * p, scale * Mp
+        past.append((p, Mp))
+        length = dot(r, Mp)
         v, r = v + length * p, r - length * Mp
-        smaller = dot(r, r)
-        p, size = r + torch.where(size > 0, smaller / size, 0) * p, smaller
     return v
 
 
@@ -258,6 +266,11 @@ def inpaint(
     known, times = known.to(x).expand_as(x), torch.as_tensor(times, dtype=torch.float64, device="cpu")
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times has shape {tuple(times.shape)}, but must be a walk of at least two times.")
+    if len(still := times[1:][times.diff() == 0]):
+        raise ValueError(
+            f"times holds {still[0]:g} twice in a row, but every move of the walk must change t: "
+            "use torch.unique_consecutive(times)."
+        )
     for t, s in itertools.pairwise(times):
         if s > t:
             ratio = schedule(s)[0] / schedule(t)[0]
