@@ -1,0 +1,497 @@
+"""Calls a learner's function and reports what came out, as plain arrays. Knows no answers.
+
+Both sides use this file: a notebook imports it, and `isolated` runs a copy of it in a process of its own, where the
+rest of `tinydiff.check` is absent. What passes between the two is arrays and JSON, never pickles.
+"""
+
+import importlib
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import tinydiff as td
+from tinydiff.schedule import match
+
+Array = NDArray[Any]
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An argument that is no array: the name of a maker in `OBJECTS` and its options, such as Spec("linear", T=50)."""
+
+    kind: str
+    options: dict[str, Any]
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "options", options)
+
+    def __str__(self) -> str:
+        return f"{self.kind}({', '.join(f'{k}={v}' for k, v in self.options.items())})"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a learner's function.
+
+    Args:
+        what: the property it tests; cases of the same name count as one property.
+        args: tensors, numbers, strings, None, or a `Spec`.
+        probe: what is looked at, a name in `PROBES`.
+        device: where the tensors are put.
+    """
+
+    what: str
+    args: tuple[Any, ...]
+    probe: str = "call"
+    device: str = "cpu"
+
+
+@dataclass
+class Observation:
+    """What one call gave. `kinds` says of each output what it was: a dtype's name, or "number" for a Python one."""
+
+    outputs: list[Array] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    error: str = ""  # the kind of exception, such as "RuntimeError"
+    report: str = ""  # the exception in words
+    missing: bool = False  # the function returned None
+    changed: list[int] = field(default_factory=list)  # arguments that it wrote into
+    drew: bool = False  # it took numbers from torch's global generator
+
+
+# --- what a Spec may name ---------------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """net(x, t): a smooth function of x and t with three weights, for t of shape () or (B,)."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draw = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.weights = nn.Parameter(1 + draw / 4)
+
+    def forward(self, x: Tensor, t: Tensor | float) -> Tensor:
+        a, b, c = self.weights.to(x)
+        clock: Tensor = c * match(torch.as_tensor(t, dtype=torch.float64), x) / 50
+        out: Tensor = a * torch.tanh(b * x + clock)
+        return out
+
+
+class ToyDenoiser:
+    """denoiser(x, t, y=None): a smooth x0_hat that depends on x, t and the class y, -1 or None for "no class"."""
+
+    def __init__(self, T: int) -> None:
+        self.schedule = td.cosine(T)
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        alpha, sigma = self.schedule(t, like=x)
+        y = torch.full((len(x),), -1, device=x.device) if y is None else y
+        centre = match(torch.where(y < 0, 0.1, torch.cos(1.0 + 2.0 * y)), x)
+        return torch.tanh(centre + alpha * (x - alpha * centre) / (alpha**2 / 4 + sigma**2))
+
+
+def flow(z: Tensor, tau: Tensor | float) -> Tensor:
+    """A smooth velocity of z and of tau, which has shape (), (B,) or (B, 1, ..., 1)."""
+    tau = torch.as_tensor(tau, dtype=torch.float64)
+    tau = tau.to(z) if tau.ndim == z.ndim else match(tau, z)
+    return torch.sin(2 * z + 1) * (1 - tau) + tau * z + tau**2
+
+
+OBJECTS: dict[str, Callable[..., Any]] = {
+    "linear": td.linear,
+    "cosine": td.cosine,
+    "generator": lambda seed: torch.Generator().manual_seed(seed),
+    "network": Network,
+    "denoiser": ToyDenoiser,
+    "flow": lambda: flow,
+}
+
+
+# --- what is looked at ------------------------------------------------------------------------------------------------
+
+
+def _call(function: Callable[..., Any], args: list[Any]) -> Any:
+    return function(*args)
+
+
+def _gradient(function: Callable[..., Any], args: list[Any]) -> Any:
+    """The answer, a scalar, and its gradient with respect to the weights of the first argument, a network."""
+    loss = function(*args)
+    if not isinstance(loss, Tensor) or not loss.requires_grad or loss.numel() != 1:
+        return loss
+    weights = list(args[0].parameters())
+    return [loss, *torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)]
+
+
+def _calls(function: Callable[..., Any], args: list[Any]) -> Any:
+    """The answer, and how often the first argument, a denoiser, was asked."""
+    answer = function(*args)
+    return answer if answer is None else [answer, args[0].calls]
+
+
+PROBES: dict[str, Callable[[Callable[..., Any], list[Any]], Any]] = {
+    "call": _call,
+    "gradient": _gradient,
+    "calls": _calls,
+}
+
+
+def observe(function: Callable[..., Any], case: Case) -> Observation:
+    """Call the function on fresh copies of a case's arguments. Its exceptions are reported, not raised."""
+    seen = Observation()
+    args = [_build(a, case.device) for a in case.args]
+    kept = [a.clone() if isinstance(a, Tensor) else None for a in args]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.default_generator.manual_seed(0)
+        state = torch.get_rng_state()
+        try:
+            answer = PROBES[case.probe](function, args)
+        except (Exception, SystemExit) as error:
+            seen.error, seen.report = type(error).__name__, _in_words(error)
+            answer = None
+        seen.drew = not torch.equal(state, torch.get_rng_state())
+    seen.changed = [
+        i
+        for i, (a, b) in enumerate(zip(args, kept, strict=True))
+        if b is not None and not (a.shape == b.shape and torch.equal(a, b))
+    ]
+    if answer is None:
+        seen.missing = not seen.error
+        return seen
+    try:
+        for part in answer if isinstance(answer, tuple | list) else [answer]:
+            array, kind = _plain(part)
+            seen.outputs.append(array)
+            seen.kinds.append(kind)
+    except TypeError as error:
+        seen.error, seen.report = "TypeError", str(error)
+    return seen
+
+
+def _build(argument: Any, device: str) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.clone().to(device)
+    if isinstance(argument, Spec):
+        made = OBJECTS[argument.kind](**argument.options)
+        return made.to(device) if isinstance(made, nn.Module) else made
+    return argument
+
+
+def _plain(value: Any) -> tuple[Array, str]:
+    """An output as an array, and what it was."""
+    if type(value) in (bool, int, float):
+        return np.asarray(value, dtype=np.float64), "number"
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
+        return np.array(value), "array"
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        if kind in DTYPES and value.layout == torch.strided:
+            kind += "" if value.device.type == "cpu" else f" on {value.device.type}"
+            return _array(value), kind
+    raise TypeError(f"the function returned {str(type(value))[:80]}, which is neither a tensor nor a number")
+
+
+def _array(value: Tensor) -> Array:
+    value = value.detach().cpu()
+    array: Array = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return array
+
+
+def _in_words(error: BaseException) -> str:
+    """The exception, and the last line of the learner's own code that led to it."""
+    lines = [
+        f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__ and "torch" not in f.filename
+    ]
+    where = f"\n  in {lines[-1].name}, line {lines[-1].lineno}: {lines[-1].line or ''}".rstrip(": ") if lines else ""
+    return f"{type(error).__name__}: {str(error)[:500]}{where}"
+
+
+# --- between two processes --------------------------------------------------------------------------------------------
+
+
+def pack(arrays: Sequence[Array], meta: Any) -> bytes:
+    """Arrays and anything JSON can hold, as the bytes of an uncompressed npz."""
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    np.savez(buffer, meta=text, **{f"a{i}": a for i, a in enumerate(arrays)})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> tuple[list[Array], Any]:
+    """The inverse of `pack`, for bytes that somebody else has written.
+
+    Raises:
+        ValueError: they are anything but an uncompressed npz of numbers whose headers tell the truth.
+    """
+    arrays = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
+                    raise ValueError("a member is compressed or larger than the whole")
+                arrays[member.filename.removesuffix(".npy")] = _member(archive.read(member))
+        meta = json.loads(arrays.pop("meta").tobytes())
+        return [arrays[f"a{i}"] for i in range(len(arrays))], meta
+    except Exception as error:
+        raise ValueError(f"This is not what `pack` writes: {str(error)[:200]}") from None
+
+
+def _member(data: bytes) -> Array:
+    """One .npy, whose header is believed only if the bytes that follow are as many as it says."""
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("unknown version")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
+    body = data[stream.tell() :]
+    if dtype.kind not in "fiub" or len(shape) > 8 or math.prod(shape) * dtype.itemsize != len(body):
+        raise ValueError("no plain numbers, or not as many as announced")
+    return np.frombuffer(body, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def pack_cases(cases: Sequence[Case], meta: dict[str, Any]) -> bytes:
+    """Cases, for the other process."""
+    arrays: list[Array] = []
+
+    def describe(argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            arrays.append(_array(argument))
+            return {"array": len(arrays) - 1, "dtype": str(argument.dtype).removeprefix("torch.")}
+        if isinstance(argument, Spec):
+            return {"kind": argument.kind, "options": argument.options}
+        return {"value": argument}
+
+    listed = [{"what": c.what, "args": [describe(a) for a in c.args], "probe": c.probe} for c in cases]
+    return pack(arrays, meta | {"cases": listed})
+
+
+def unpack_cases(data: bytes) -> tuple[list[Case], dict[str, Any]]:
+    """The inverse of `pack_cases`."""
+    arrays, meta = unpack(data)
+
+    def restore(told: dict[str, Any]) -> Any:
+        if "array" in told:
+            return torch.from_numpy(np.array(arrays[told["array"]])).to(DTYPES[told["dtype"]])
+        return Spec(told["kind"], **told["options"]) if "kind" in told else told["value"]
+
+    cases = [Case(c["what"], tuple(map(restore, c["args"])), c["probe"]) for c in meta.pop("cases")]
+    return cases, meta
+
+
+def pack_observation(index: int, seen: Observation) -> bytes:
+    """What call number `index` gave, for the other process."""
+    meta = {"index": index, "kinds": seen.kinds, "error": seen.error, "report": seen.report}
+    meta |= {"missing": seen.missing, "changed": seen.changed, "drew": seen.drew}
+    return pack(seen.outputs, meta)
+
+
+def unpack_observation(data: bytes) -> tuple[int, Observation]:
+    """The inverse of `pack_observation`; believes no type. Raises ValueError."""
+    outputs, meta = unpack(data)
+    try:
+        told = Observation(
+            outputs,
+            [str(kind)[:40] for kind in meta["kinds"]],
+            str(meta["error"])[:100],
+            str(meta["report"])[:2000],
+            bool(meta["missing"]),
+            [int(i) for i in meta["changed"]][:20],
+            bool(meta["drew"]),
+        )
+        if len(told.kinds) != len(outputs):
+            raise ValueError("kinds and outputs differ in number")
+        return int(meta["index"]), told
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"This is not what `pack_observation` writes: {str(error)[:200]}") from None
+
+
+# --- the other process ------------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Read a job from stdin, lock the door, run the learner's code, and write one frame for each case to stdout.
+
+    Nothing here keeps a secret: the frames are judged outside, by their values.
+    """
+    cases, job = unpack_cases(sys.stdin.buffer.read())
+    channel = os.dup(1)
+    silence = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(silence, fd)
+    for name in ("random", "statistics", "torch.distributions", "torch.nn.functional"):
+        importlib.import_module(name)  # another user may not be allowed to read Python's own folder
+    torch.set_num_threads(1)
+    torch.ones(2, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]  # whatever torch loads late, it loads now
+    _remove(job["library"])
+    _send(channel, pack([], {"locks": _lock(job)}))
+
+    space: dict[str, Any] = {"__name__": "__learner__"}
+    failed = Observation()
+    try:
+        with _deadline(job["seconds"]):
+            for number, cell in enumerate(job["cells"], start=1):
+                lines = ["" if line.startswith(("%", "!")) else line for line in cell.splitlines()]
+                exec(compile("\n".join(lines), f"<cell {number}>", "exec"), space)
+        function = space.get(job["name"])
+        if not callable(function):
+            failed = Observation(error="NameError", report=f"There is no function {job['name']} in the submitted code.")
+    except (Exception, SystemExit) as error:
+        failed = Observation(error=type(error).__name__, report=f"The code itself fails: {_in_words(error)}")
+    for index, case in enumerate(cases):
+        seen = failed
+        if not failed.error:
+            try:
+                with _deadline(job["seconds"]):
+                    seen = observe(function, case)  # type: ignore[arg-type]
+            except (Exception, SystemExit) as error:
+                seen = Observation(error=type(error).__name__, report=_in_words(error))
+        _send(channel, pack_observation(index, seen))
+    os._exit(0)
+
+
+def _send(channel: int, payload: bytes) -> None:
+    data = memoryview(len(payload).to_bytes(8, "big") + payload)
+    while data:
+        data = data[os.write(channel, data) :]
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"not done after {seconds:g} seconds")
+
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _remove(names: Sequence[str]) -> None:
+    """Put a sentence where the library has the answer."""
+    for name in names:
+        answer = getattr(td, name)
+
+        def refuse(*_: Any, name: str = name, **__: Any) -> Any:
+            raise NotImplementedError(f"td.{name} is what this exercise asks for: write it yourself.")
+
+        for module in [m for key, m in sys.modules.items() if key.split(".")[0] == "tinydiff"]:
+            for key, value in list(vars(module).items()):
+                if value is answer:
+                    setattr(module, key, refuse)
+
+
+def _lock(job: dict[str, Any]) -> list[str]:
+    """Give up what the learner's code needs not; returns what could be given up here."""
+    done = []
+    try:
+        import resource
+    except ImportError:
+        pass  # Windows
+    else:
+        used = time.process_time()
+        limits = {"RLIMIT_CPU": math.ceil(used + job["total"]), "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0}
+        limits["RLIMIT_NOFILE"] = 64
+        if os.path.exists("/proc/self/statm"):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limits["RLIMIT_AS"] = pages * os.sysconf("SC_PAGE_SIZE") + job["memory"]
+        for name, limit in limits.items():
+            resource.setrlimit(getattr(resource, name), (limit, limit))
+        done.append("limits")
+    if sys.platform.startswith("linux") and _landlock(job["readable"]):
+        done.append("files")
+    if job["uid"] is not None and hasattr(os, "geteuid") and os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(job["gid"])
+        os.setuid(job["uid"])
+        done.append("user")
+    _audit(tuple(job["readable"]))
+    return done
+
+
+def _landlock(readable: Sequence[str]) -> bool:
+    """Ask Linux to let this process read these places only: no other file, no program, no TCP, no signal to others."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    create, add, restrict = 444, 445, 446  # the same on every architecture
+    version = libc.syscall(create, None, ctypes.c_size_t(0), 1)
+    if version < 1:
+        return False
+    bits = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
+    handled = [(1 << bits) - 1] + [3] * (version >= 4) + [3] * (version >= 6)
+    rules = (ctypes.c_uint64 * len(handled))(*handled)
+    ruleset = libc.syscall(create, ctypes.byref(rules), ctypes.c_size_t(ctypes.sizeof(rules)), 0)
+    if ruleset < 0:
+        return False
+
+    class Below(ctypes.Structure):
+        _pack_ = 1
+        _fields_ = [("access", ctypes.c_uint64), ("fd", ctypes.c_int32)]
+
+    for place in readable:
+        if not os.path.exists(place):
+            continue
+        fd = os.open(place, getattr(os, "O_PATH", 0) | os.O_CLOEXEC)
+        read = 4 | 8 if os.path.isdir(place) else 4
+        failed = libc.syscall(add, ruleset, 1, ctypes.byref(Below(read, fd)), 0)
+        os.close(fd)
+        if failed:
+            return False
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    return bool(libc.syscall(restrict, ruleset, 0) == 0)
+
+
+def _audit(readable: tuple[str, ...]) -> None:
+    """Refuse, within Python, to start processes, to open sockets, to poke memory and to open other files."""
+    refused: tuple[str, ...] = (
+        "os.fork",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.system",
+        "os.kill",
+        "subprocess.",
+        "socket.",
+    )
+    refused += ("ctypes.", "pty.", "signal.pthread_kill")
+    folders = tuple(place.rstrip(os.sep) + os.sep for place in readable)
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event.startswith(refused):
+            raise PermissionError(f"{event} is not allowed here.")
+        if event in ("open", "os.listdir", "os.scandir") and not isinstance(args[0], int):
+            path = os.path.realpath(os.fsdecode(args[0] or "."))
+            if path not in readable and not (path + os.sep).startswith(folders):
+                raise PermissionError(f"{path} may not be opened here.")
+
+    sys.addaudithook(hook)
+
+
+if __name__ == "__main__":
+    serve()
