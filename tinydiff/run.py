@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Recipe:
     decay: float  # of the EMA
     minutes: float
     autoencoder: str | None = None  # the shipped one whose latents are the data
+    distilling: dict[str, Any] = field(default_factory=dict)  # options of `td.distill`
 
 
 RECIPES = {
@@ -44,13 +45,17 @@ RECIPES = {
         lambda w, k: td.VDenoiser(td.UNet(width=w, patch=1, classes=k), td.cosine()), 32, 128, 3e-3, 0.999, minutes=1.2
     ),
     "mnist": Recipe(
-        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=2, classes=k), td.cosine()), 32, 128, 3e-3, 0.999, minutes=10
+        lambda w, k: td.VDenoiser(td.UNet(width=w, patch=2, classes=k), td.cosine()),
+        *(32, 128, 3e-3, 0.999),
+        minutes=10,
+        distilling=PICTURES,
     ),
     "mnist-latent": Recipe(
         lambda w, k: td.VDenoiser(td.UNet(channels=3, width=w, patch=1, classes=k), td.cosine()),
         *(32, 128, 3e-3, 0.999),
         minutes=10,
         autoencoder=AUTOENCODER,
+        distilling=PICTURES,
     ),
 }
 
@@ -195,7 +200,7 @@ def distill(
         lr=settings["lr"],
         generator=generator,
         checkpoint=checkpoint,
-        **({} if x.ndim == 2 else PICTURES),
+        **recipe.distilling,
     )
     _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "grid": td.root_angle, "steps": 2})
     return ema.denoiser
