@@ -194,6 +194,42 @@ def test_evaluate_prints_the_floor_and_refuses_other_pictures(trained: Path, tmp
     assert "times the floor" in printed
 
 
+def test_compare_writes_a_table_a_figure_and_a_rule(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "moons"
+    assert cli.main(["compare", "toy-moons", "--calls", "4,2", "-n", "100", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "12 rows, 2 times 100 samples each: about" in printed
+    assert "Rule: take " in printed
+    rows = list(csv.DictReader((out / "table.csv").open()))
+    assert [(row["sampler"], row["calls"]) for row in rows[:3]] == [("real data", "0"), ("DDPM", "2"), ("DDPM", "4")]
+    assert {row["seeds"] for row in rows[1:]} == {"2"}
+    table = (out / "table.md").read_text()
+    assert all(line in printed for line in table.splitlines())
+    assert table.count("| DDIM |") == 2
+    assert Image.open(out / "figure.png").size[0] > 1000
+
+
+def test_compare_keeps_its_rows_when_stopped_and_gives_mnist_its_student(tmp_path: Path, capsys, monkeypatch) -> None:
+    seen = {}
+
+    def two_rows(ways, yardstick, **options):
+        seen.update(ways)
+        yield yardstick.floor(options["n"])
+        yield cli.comparison.Row("DDPM", 5, options["n"], 1, 3.0, 0.0, 0.5, 0.0, 0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.comparison, "compare", two_rows)
+    monkeypatch.setattr(cli.comparison, "forecast", lambda *args, **options: 300)
+    assert cli.main(["compare", "mnist", "--out", str(tmp_path)]) == 130
+    captured = capsys.readouterr()
+    assert "about 5 minutes" in captured.out
+    assert f"{tmp_path / 'table.md'} holds the 1 rows so far" in captured.err
+    assert len(list(csv.DictReader((tmp_path / "table.csv").open()))) == 2
+    assert "take DDPM with 5 calls" in (tmp_path / "table.md").read_text()
+    assert seen["consistency"].denoiser.info["teacher"] == "mnist"
+    assert seen["DDIM"].calls == (5, 10, 20)
+
+
 @pytest.mark.parametrize("name", ["smiley", "digits"])
 def test_data_draws_a_set(name: str, tmp_path: Path, capsys) -> None:
     out = tmp_path / "set.png"
@@ -243,6 +279,19 @@ def test_lessons_are_copied_once_and_edits_are_kept(tmp_path: Path, capsys) -> N
         ("sample mnits", "mnits is neither a file nor one of the shipped models"),
         ("sample x.safetensors --out x.gif", "--out x.gif must end in .png"),
         ("sample x.safetensors --steps 0", "--steps 0 must be at least 1"),
+        ("compare mnits", "mnits is neither a file nor one of the shipped models"),
+        ("compare toy-moons --calls 5,0", "calls = [5, 0] must be whole numbers of at least 1"),
+        ("compare toy-moons --calls 5;6", "--calls 5;6 must be whole numbers with commas between"),
+        ("compare toy-moons --seeds 0", "--seeds 0 must be greater than 0"),
+        ("compare toy-moons -n 99", "n = 99 must be at least 100"),
+        ("compare mnist -n 499", "n = 499 must be at least 500"),
+        ("compare toy-moons --out pyproject.toml", "pyproject.toml"),
+        ("compare mnist-consistency", "tinydiff compare mnist --student mnist-consistency"),
+        (
+            "compare toy-moons --student mnist-consistency",
+            "is a student of mnist, but it must be distilled from a model",
+        ),
+        ("compare mnist --student mnist", "--student mnist is no consistency model"),
         ("data moon", "did you mean 'moons'"),
         ("train digits --steps 1 --out pyproject.toml", "pyproject.toml"),
     ],
@@ -277,7 +326,7 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
     assert stop.value.code == 2
-    for command in ("train", "distill", "sample", "evaluate", "data", "demo", "doctor", "lessons"):
+    for command in ("train", "distill", "sample", "evaluate", "compare", "data", "demo", "doctor", "lessons"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0

@@ -1,4 +1,4 @@
-"""The `tinydiff` command: train, distill, sample, evaluate, data, demo, doctor, lessons."""
+"""The `tinydiff` command: train, distill, sample, evaluate, compare, data, demo, doctor, lessons."""
 
 import argparse
 import importlib.util
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import tinydiff as td
+from tinydiff import compare as comparison
 from tinydiff import doctor as checkup
 from tinydiff import metrics, parallel, plot, run
 from tinydiff.data import TOYS
@@ -122,6 +123,47 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure a model of MNIST beside real test digits."""
     denoiser = _load(args.checkpoint, choose_device(args.device))
     print(td.evaluate(denoiser, args.num, **_how(args, denoiser)))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Put all samplers side by side on one model: a table, a figure and what to take."""
+    _refuse_what_is_not_positive(args, "num", "seeds")
+    try:
+        calls = [int(word) for word in args.calls.split(",")]
+    except ValueError:
+        raise ValueError(f"--calls {args.calls} must be whole numbers with commas between, such as 5,10,20.") from None
+    device = choose_device(args.device)
+    denoiser = _load(args.checkpoint, device)
+    if "teacher" in denoiser.info:
+        raise ValueError(
+            f"{args.checkpoint} is a consistency model, which other samplers cannot use: compare its teacher, "
+            f"tinydiff compare {denoiser.info['teacher']} --student {args.checkpoint}."
+        )
+    name = args.student or ("mnist-consistency" if args.checkpoint == "mnist" else None)
+    student = _load(name, device) if name else None
+    if student is not None:
+        kind, ours, theirs = "teacher" in student.info, denoiser.info.get("data"), student.info.get("data")
+        if not kind or ours != theirs or denoiser.info.get("shape") != student.info.get("shape"):
+            what = f"a student of {theirs}" if kind else "no consistency model"
+            raise ValueError(f"--student {name} is {what}, but it must be distilled from a model of {ours}.")
+    n = args.num or {"digits": 800, "mnist": 1000, "mnist-latent": 1000}.get(denoiser.info.get("data", ""), 2000)
+    ways, yardstick = comparison.ways(denoiser, calls, student), comparison.yardstick(denoiser, n)
+    out, rows = Path(args.out), []
+    out.mkdir(parents=True, exist_ok=True)
+    minutes = comparison.forecast(ways, yardstick, n=n, seeds=args.seeds) / 60
+    tries = sum(len(way.calls) for way in ways.values())
+    length = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+    print(f"{tries} rows, {args.seeds} times {n:,} samples each: about {length}")
+    try:
+        for row in comparison.compare(ways, yardstick, n=n, seeds=args.seeds, progress=True):
+            rows.append(row)
+            comparison.write(out, rows, yardstick.name)
+    except KeyboardInterrupt:
+        print(f"\nStopped: {out / 'table.md'} holds the {max(0, len(rows) - 1)} rows so far.", file=sys.stderr)
+        raise
+    comparison.save(out / "figure.png", comparison.figure(rows, yardstick.name).png)
+    print(f"\n{comparison.markdown(rows, yardstick.name)}\n{comparison.rule(rows)}\n")
+    print(f"{out} holds table.md, table.csv and figure.png; seconds are CPU time on a CPU, and noisy: look at ratios")
 
 
 def _how(args: argparse.Namespace, denoiser: td.Denoiser) -> dict[str, Any]:
@@ -338,6 +380,21 @@ def _parser() -> argparse.ArgumentParser:
     steps_and_sampler(p)
     device(p)
     seed(p)
+
+    p = command(
+        compare,
+        "Compare all samplers on one model: quality and diversity against network calls and seconds, and what to take.",
+        "mnist",
+        "toy-moons --calls 5,10,20,50 --seeds 5 --out moons",
+        "runs/digits/checkpoint.safetensors --student runs/digits-consistency/checkpoint.safetensors",
+    )
+    p.add_argument("checkpoint", help=f"a file of tinydiff train, or one of {', '.join(shipped())}")
+    p.add_argument("--student", metavar="CHECKPOINT", help="a file of tinydiff distill, for the consistency rows")
+    p.add_argument("--calls", default="5,10,20", help="numbers of network calls (default: 5,10,20)")
+    p.add_argument("--seeds", type=int, default=2, help="repetitions, for error bars (default: 2)")
+    p.add_argument("-n", "--num", type=int, help="samples a row (default: 1000, of digits 800, of points 2000)")
+    p.add_argument("--out", default="compare", help="folder (default: compare)")
+    device(p)
 
     p = command(data, "List the data sets, or load one and draw it.", "", "moons", "mnist --out mnist.png")
     p.add_argument("name", nargs="?", help=f"{', '.join(TOYS)}, digits or mnist")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -238,6 +239,59 @@ def curves(x: Points | Sequence[float], lines: Mapping[str, Any], *, alt: str, *
         ax.legend(frameon=False)
     else:
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _render(figure, alt)
+
+
+def error_bars(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    *,
+    alt: str,
+    ylabel: str,
+    level: tuple[float, float] | None = None,
+    peers: Mapping[str, str] | None = None,
+) -> Picture:
+    """A row of panels with lines of (x, mean, standard deviation), logarithmic; means near 0 on a linear scale.
+
+    Args:
+        panels: label of x -> label of the line -> its points.
+        alt: what the picture shows.
+        ylabel: what the means are of.
+        level: (mean, standard deviation), drawn across as a grey line and a band of twice that.
+        peers: label of a line -> that of the line beside which it is drawn: crosses of its colour, without a line.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = list(figure.subplots(1, len(panels), squeeze=False, sharey=True).flat)
+    labels = [label for label in next(iter(panels.values())) if label not in (peers or {})]
+    means = [y for lines in panels.values() for line in lines.values() for _, y, _ in line] + (
+        [level[0]] if level else []
+    )
+    small = 2 * level[1] if level else 0.0
+    scale = {"value": "log"} if min(means) > small else {"value": "symlog", "linthresh": small or 1e-9, "linscale": 0.5}
+    for ax, (xlabel, lines) in zip(axes, panels.items(), strict=True):
+        if level:
+            ax.axhspan(level[0] - 2 * level[1], level[0] + 2 * level[1], color="0.88", zorder=0)
+            ax.axhline(level[0], color="0.5", linewidth=1, label="real data")
+        for label, line in lines.items():
+            x, y, sd = zip(*sorted(line), strict=True)
+            i = labels.index((peers or {}).get(label, label))
+            style = {
+                "color": OKABE_ITO[i % 8],
+                "linestyle": _DASHES[(i + i // 8) % 4],
+                "marker": "o",
+                "markersize": 3.5,
+            }
+            if peers and label in peers:
+                style |= {"linestyle": "none", "marker": "x", "markersize": 7}
+            ax.errorbar(x, y, yerr=sd, label=label, linewidth=1.2, capsize=2, zorder=2, **style)
+        ax.set(xscale="log", xlabel=xlabel)
+        ax.set_yscale(**scale)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(ylabel)
+    axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return _render(figure, alt)
 
 
