@@ -182,7 +182,10 @@ def observe(function: Callable[..., Any], case: Case) -> Observation:
         seen.missing = not seen.error
         return seen
     try:
-        for part in answer if isinstance(answer, tuple | list) else [answer]:
+        parts = answer if isinstance(answer, tuple | list) else [answer]
+        if len(parts) > 100:
+            raise TypeError(f"the function returned {len(parts):,} values")
+        for part in parts:
             array, kind = _plain(part)
             seen.outputs.append(array)
             seen.kinds.append(kind)

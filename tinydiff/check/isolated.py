@@ -34,6 +34,7 @@ import tinydiff
 from tinydiff.check.core import Exercise, Verdict, judge
 from tinydiff.check.harness import Observation, pack_cases, unpack, unpack_observation
 
+START = 120  # seconds that Python and its libraries may take on a busy machine
 MISSING = {
     "files": "files: not locked (Landlock is missing here), so the code could read what its user may read",
     "user": "user: the code ran as the grader's own user, since only root can change it",
@@ -59,7 +60,7 @@ def run(
         source: the learner's code, one text or one for each cell; lines that begin with % or ! are left out.
         seed: of the inputs; a secret one by default.
         seconds: for one call of the function, and for the code around it.
-        total: for all of it, start of the process included.
+        total: for all of it, counted from where the code begins.
         memory: bytes that the code may use beyond those of the libraries.
         answers: bytes that may come back.
         user: who the code runs as, if we are root.
@@ -162,11 +163,13 @@ def _converse(library: Path, folder: Path, job: bytes, total: float, limit: int)
             env=environment,
             start_new_session=True,
         )
-        received, broken = bytearray(), []
+        received, broken, ready = bytearray(), [], threading.Event()
 
         def listen() -> None:
             while len(received) < limit and (chunk := process.stdout.read1(65536)):  # type: ignore[union-attr]
                 received.extend(chunk)
+                ready.set()  # the first frame is sent before the code begins
+            ready.set()
             if len(received) >= limit:
                 broken.append(f"sent more than {limit:,} bytes")
                 _kill(process, token)
@@ -182,6 +185,7 @@ def _converse(library: Path, folder: Path, job: bytes, total: float, limit: int)
         for thread in threads:
             thread.start()
         try:
+            ready.wait(START)
             code = process.wait(timeout=total)
             ended = f"ended by itself (exit code {code})" if code >= 0 else f"was stopped (signal {-code})"
         except subprocess.TimeoutExpired:
