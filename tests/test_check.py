@@ -101,10 +101,10 @@ def test_answers_that_are_none_are_wrong_and_none_passes(exercise):
 @each_exercise()
 def test_the_same_seed_gives_the_same_cases_and_another_others(exercise):
     def values(seed):
-        return [a for case in exercise.cases(seed) for a in case.args if isinstance(a, torch.Tensor)]
+        return [repr(a) for case in exercise.cases(seed) for a in case.args]
 
-    assert all(torch.equal(a, b) for a, b in zip(values(0), values(0), strict=True))
-    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(values(0), values(1), strict=True))
+    assert values(0) == values(0)
+    assert values(0) != values(1)
 
 
 def test_an_exception_is_shown_with_its_input_and_its_line():

@@ -42,6 +42,7 @@ from tinydiff.check.harness import Array, Case, Observation, Spec, observe
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 UNTOUCHED = "its arguments stay as they are"
 QUIET = "no numbers from the global generator"
+ALIGN = "Fine with one pair of times. With one for each sample: along which side of x does torch lay (B,) numbers?"
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of what a value should be
 
 

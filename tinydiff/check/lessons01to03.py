@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 import tinydiff as td
-from tinydiff.check.core import F64, Draw, exercise
+from tinydiff.check.core import ALIGN, F64, Draw, exercise
 from tinydiff.check.harness import Case, Spec
 from tinydiff.schedule import Schedule, match
-
-ALIGN = "Fine with one pair of times. With one for each sample: along which side of x does torch lay (B,) numbers?"
 
 # --- 01 ---------------------------------------------------------------------------------------------------------------
 
