@@ -175,23 +175,23 @@ def buttons(box):
 
 def test_play_is_there_where_it_is_asked_for():
     box = widgets.explore(draw, alt="x", play="t", t=range(5), shade=[0, 7])
-    assert list(buttons(box)) == ["play", "PNG", "GIF"]
+    assert list(buttons(box)) == ["play", "save PNG", "save GIF"]
     clock = next(child for child in box.children[-3].children if hasattr(child, "playing"))
     assert (clock.min, clock.max, clock.interval) == (0, 4, 250)
     clock.playing = True
-    assert list(buttons(box)) == ["pause", "PNG", "GIF"]
-    assert list(buttons(widgets.explore(draw, alt="x", t=range(5)))) == ["PNG"]
+    assert list(buttons(box)) == ["pause", "save PNG", "save GIF"]
+    assert list(buttons(widgets.explore(draw, alt="x", t=range(5)))) == ["save PNG"]
 
 
 def test_png_is_saved_beside_the_notebook_and_never_over_another_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     box = widgets.explore(draw, alt="x", title="square", t=range(3), shade=[0, 7])
     box.sliders["t"].value = 2
-    buttons(box)["PNG"].click()
+    buttons(box)["save PNG"].click()
     assert (tmp_path / "square-t-2-shade-0.png").read_bytes() == box.image.value
     assert "square-t-2-shade-0.png" in box.message.value
     (tmp_path / "square-t-2-shade-0.png").write_text("mine")
-    buttons(box)["PNG"].click()
+    buttons(box)["save PNG"].click()
     assert (tmp_path / "square-t-2-shade-0.png").read_text() == "mine"
     assert (tmp_path / "square-t-2-shade-0-2.png").read_bytes() == box.image.value
     assert "square-t-2-shade-0-2.png" in box.message.value
@@ -205,7 +205,7 @@ def test_gif_holds_every_frame_of_the_played_slider(tmp_path, monkeypatch):
     large = lambda t, shade: np.full((10 + t, 12), 20 * t + shade, dtype=np.uint8)  # noqa: E731
     box = widgets.explore(large, alt="x", title="a b/c", play="t", t=range(5), shade=[0, 7])
     box.sliders["shade"].value = 7
-    buttons(box)["GIF"].click()
+    buttons(box)["save GIF"].click()
     assert "a-b-c-shade-7.gif" in box.message.value
     film = Image.open(tmp_path / "a-b-c-shade-7.gif")
     assert (film.n_frames, film.size) == (5, (12, 14))  # the largest frame fits
@@ -225,7 +225,7 @@ def test_a_folder_that_takes_no_files_is_explained(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     box = widgets.explore(draw, alt="x", t=range(3))
-    buttons(box)["PNG"].click()
+    buttons(box)["save PNG"].click()
     assert "No space left on device" in box.message.value
     assert 'role="alert"' in box.message.value
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +234,7 @@ def test_a_folder_that_takes_no_files_is_explained(tmp_path, monkeypatch):
 def test_an_error_in_one_frame_saves_no_film(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     box = widgets.explore(lambda t: draw(1 // (2 - t)), alt="x", play="t", t=range(5))
-    buttons(box)["GIF"].click()
+    buttons(box)["save GIF"].click()
     assert "ZeroDivisionError" in box.message.value
     assert list(tmp_path.iterdir()) == []
 

@@ -178,13 +178,13 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
 
         def pressed(_: object) -> None:
             try:
-                name = html.escape(save())
-                self.message.value = f'<div role="status">saved beside the notebook: <code>{name}</code></div>'
+                name = html.escape(f"{Path.cwd().name}/{save()}")
+                self.message.value = f'<div role="status">saved as <code>{name}</code></div>'
             except Exception as error:
                 self.message.value = _explain(error)
 
         button = ipywidgets.Button(
-            description=kind, icon="download", tooltip=f"Save {what} beside the notebook.", layout=_narrow()
+            description=f"save {kind}", icon="download", tooltip=f"Save {what} as a file.", layout=_narrow()
         )
         button.on_click(pressed)
         return button.add_class(f"tinydiff-{kind.lower()}")

@@ -1,7 +1,6 @@
 """One JupyterLab and one Chromium for all tests of this folder."""
 
 import os
-import shutil
 from pathlib import Path
 
 import driver
@@ -47,7 +46,7 @@ class Desk:
         return driver.Notebook(self.pages[-1], self.server, path)
 
     def lesson(self, stem: str) -> driver.Notebook:
-        return self.open(Path(shutil.copy(driver.LESSONS / f"{stem}.ipynb", self.server.root)))
+        return self.open(driver.unexecuted(driver.LESSONS / f"{stem}.ipynb", self.server.root))
 
     def notebook(self, name: str, *cells: str) -> driver.Notebook:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in (*cells, "0")])

@@ -71,12 +71,12 @@ def jupyterlab(folder: Path, *options: str, dark: bool = False) -> Iterator[Serv
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={root}"]
     command += ["--allow-root", "--expose-app-in-browser", *options]
-    with _serving(folder, command) as process:
+    with serving(folder, command) as process:
         yield Server(root, f"http://127.0.0.1:{port}", folder / "log", process)
 
 
 @contextmanager
-def _serving(folder: Path, command: list[str]) -> Iterator[subprocess.Popen]:
+def serving(folder: Path, command: list[str]) -> Iterator[subprocess.Popen]:
     environment = os.environ | {name: str(folder / name) for name in FOLDERS}
     for name in FOLDERS:
         (folder / name).mkdir(exist_ok=True)
@@ -315,6 +315,16 @@ class Notebook:
             self.page.keyboard.press(key)
 
 
+def unexecuted(notebook: Path, folder: Path) -> Path:
+    """A copy of a notebook in a folder, without outputs."""
+    document = nbformat.read(notebook, as_version=4)
+    for cell in document.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(document, folder / notebook.name)
+    return folder / notebook.name
+
+
 # --- what a slider must do --------------------------------------------------------------------------------------------
 
 
@@ -328,7 +338,10 @@ def settle(notebook: Notebook, explorer: Explorer, seconds: float = 10.0) -> tup
         if look.alert:
             return look, f"shows an error: {look.alert.splitlines()[0]}"
         if labels not in right:
-            right[labels] = notebook.right(explorer, look.labels)
+            try:
+                right[labels] = notebook.right(explorer, look.labels)
+            except RuntimeError as error:  # the page is to show it, too
+                right[labels] = str(error)
         if look.picture == right[labels] and look.decoded and look.shown:
             return look, None
         if time.monotonic() > deadline:
