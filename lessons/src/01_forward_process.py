@@ -335,6 +335,7 @@ widgets.explore(
     t=range(0, T + 1, 20),
     schedule=schedules,
     start={"t": 200},
+    play="t",
     alt="Sixteen digits and a smiling face of points, dissolving into noise as t grows.",
 )
 

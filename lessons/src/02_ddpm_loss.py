@@ -584,6 +584,7 @@ widgets.explore(
     t=[*range(1, 20, 3), *range(20, T + 1, 20)],
     target=list(learnt),
     start={"t": 100},
+    play="t",
     title="denoised",
     alt="Three clouds side by side: noisy points, what the exact denoiser makes of them, what the learnt one makes of them.",
 )

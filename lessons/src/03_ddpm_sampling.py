@@ -155,6 +155,7 @@ widgets.explore(
     draw,
     step=range(1, 101),
     start={"step": 60},
+    play="step",
     title="walk",
     alt="Left, a cloud of points in three colours that separates into islands; right, the denoiser's guesses, which start "
     "as a dot, spread out and split.",

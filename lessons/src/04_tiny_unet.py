@@ -414,6 +414,7 @@ widgets.explore(
     draw,
     trained=looks,
     start={"trained": 200},
+    play="trained",
     title="learning",
     alt="Three rows of ten samples, 0 to 9: by raw weights, averaged ones, and an average without warm-up. Static after one "
     "step; after 700 the first two rows are readable digits, the third is not.",

@@ -317,6 +317,7 @@ widgets.explore(
     draw,
     step=frames,
     start={"step": 42},
+    play="step",
     title="current",
     alt="Two panels with contours of the exact density, arrows and 24 moving points. Left, smooth curves of the ODE; "
     "right, a jagged walk of the SDE. All end on the three islands.",

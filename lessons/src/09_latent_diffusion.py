@@ -644,6 +644,7 @@ widgets.explore(
     mix=mixes,
     t=levels,
     start={"mix": 0.5, "t": 400},
+    play="mix",
     title="walk",
     alt="Five rows of eight digits: A, mixed pixels, decoded mixed latents, mended, B. Mixed pixels are double exposures; "
     "mixed latents are one shape, faded halfway; mended ones have whole strokes.",

@@ -508,6 +508,7 @@ def draw(t):
 widgets.explore(
     draw,
     t=[*range(1000, 0, -50), 1],
+    play="t",
     title="answers",
     alt="Blue points walk from a wide cloud to three islands. Left, orange guesses of the denoiser start in one spot "
     "and spread; right, green answers of the student sit on the islands from the start and stay.",
