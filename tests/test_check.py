@@ -56,6 +56,8 @@ def test_mistakes_can_be_told_apart(exercise, seed):
 
 
 def test_every_lesson_has_an_exercise_and_every_exercise_five_mistakes():
+    assert {exercise.lesson for exercise in EXERCISES.values()} == set(range(1, 14))
+    assert [e.lesson for e in EXERCISES.values()] == sorted(e.lesson for e in EXERCISES.values())
     for exercise in EXERCISES.values():
         assert len(exercise.mistakes) >= 5, exercise.name
         assert len({m.hint for m in exercise.mistakes} | {m.more for m in exercise.mistakes}) == 2 * len(

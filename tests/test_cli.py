@@ -17,6 +17,7 @@ from PIL import Image
 
 import tinydiff as td
 from tinydiff import cli, run
+from tinydiff.check import EXERCISES
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +266,25 @@ def test_lessons_are_copied_once_and_edits_are_kept(tmp_path: Path, capsys) -> N
     assert "1 lessons copied" in capsys.readouterr().out
 
 
+def test_check_lists_exercises_and_judges_a_file(tmp_path: Path, capsys) -> None:
+    assert cli.main(["check", "--list"]) == 0
+    listed = capsys.readouterr().out
+    for exercise in EXERCISES.values():
+        assert f"{exercise.lesson:02d}  {exercise.signature}: " in listed
+        assert all(f"      {mistake.name}\n" in listed for mistake in exercise.mistakes)
+    assert cli.main(["check", "--list", "--markdown"]) == 0
+    page = Path(__file__).parent.parent / "lessons" / "EXERCISES.md"
+    assert capsys.readouterr().out == page.read_text(), "run: tinydiff check --list --markdown > lessons/EXERCISES.md"
+
+    mine = tmp_path / "mine.py"
+    mine.write_text("def between(w, beta, beta_tilde):\n    return beta**w * beta_tilde ** (1 - w)\n")
+    assert cli.main(["check", "between", str(mine)]) == 0
+    assert "between: right. Checked: values" in capsys.readouterr().out
+    mine.write_text("def between(w, beta, beta_tilde):\n    return w * beta + (1 - w) * beta_tilde\n")
+    assert cli.main(["check", "between", str(mine), "--hint", "2"]) == 1
+    assert "More: That is the arithmetic mean" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -293,6 +313,9 @@ def test_lessons_are_copied_once_and_edits_are_kept(tmp_path: Path, capsys) -> N
         ),
         ("compare mnist --student mnist", "--student mnist is no consistency model"),
         ("data moon", "did you mean 'moons'"),
+        ("check", "check needs an exercise and a file"),
+        ("check q_smaple x.py", "q_smaple is no exercise"),
+        ("check q_sample nowhere.py", "No such file"),
         ("train digits --steps 1 --out pyproject.toml", "pyproject.toml"),
     ],
 )
@@ -326,7 +349,7 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
     assert stop.value.code == 2
-    for command in ("train", "distill", "sample", "evaluate", "compare", "data", "demo", "doctor", "lessons"):
+    for command in ("train", "distill", "sample", "evaluate", "compare", "data", "demo", "doctor", "lessons", "check"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0

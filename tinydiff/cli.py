@@ -21,6 +21,7 @@ import tinydiff as td
 from tinydiff import compare as comparison
 from tinydiff import doctor as checkup
 from tinydiff import metrics, parallel, plot, run
+from tinydiff.check import EXERCISES, isolated, table
 from tinydiff.data import TOYS
 from tinydiff.pretrained import pictures, shipped
 
@@ -263,6 +264,22 @@ def lessons(args: argparse.Namespace) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def check(args: argparse.Namespace) -> int:
+    """List the exercises, or check the function of that name in a file, which runs in a process of its own."""
+    if args.list or args.markdown:
+        print((table.markdown if args.markdown else table.text)(EXERCISES.values()))
+        return 0
+    if args.exercise is None or args.file is None:
+        raise ValueError(
+            "check needs an exercise and a file: tinydiff check q_sample mine.py, or tinydiff check --list."
+        )
+    if args.exercise not in EXERCISES:
+        raise ValueError(f"{args.exercise} is no exercise: tinydiff check --list shows all.")
+    verdict = isolated.run(EXERCISES[args.exercise], Path(args.file).read_text())
+    print(verdict.text(args.hint))
+    return 0 if verdict else 1
+
+
 def _find_lessons() -> Path:
     package = Path(__file__).resolve().parent
     for folder in (package.parent / "lessons", package / "_lessons"):
@@ -409,4 +426,11 @@ def _parser() -> argparse.ArgumentParser:
     p = command(lessons, "Open the lessons in JupyterLab.", "", "my-lessons", "my-lessons --no-launch")
     p.add_argument("dir", nargs="?", help="copy the lessons into this folder first; your own edits there are kept")
     p.add_argument("--no-launch", action="store_true", help="only copy, do not start JupyterLab")
+
+    p = command(check, "Check an exercise of the lessons, or list them all.", "--list", "q_sample mine.py --hint 2")
+    p.add_argument("exercise", nargs="?", help="such as q_sample")
+    p.add_argument("file", nargs="?", help="Python code with a function of that name")
+    p.add_argument("--hint", type=int, choices=(0, 1, 2), default=1, help="0 for none, 2 to be told more (default: 1)")
+    p.add_argument("--list", action="store_true", help="all exercises and the mistakes that are recognised")
+    p.add_argument("--markdown", action="store_true", help="the same as the page lessons/EXERCISES.md")
     return parser

@@ -23,6 +23,7 @@ from tinydiff.check.lessons07to10 import (
     training_pair_loss,
     update_2m,
 )
+from tinydiff.check.lessons11to13 import agree, corrected, keep_known, paired
 
 EXERCISES: dict[str, Exercise] = {
     e.name: e
@@ -46,6 +47,10 @@ EXERCISES: dict[str, Exercise] = {
         kl_between,
         training_pair_loss,
         multistep,
+        paired,
+        keep_known,
+        agree,
+        corrected,
     )
 }
 """All exercises, in the order of the lessons."""
@@ -58,18 +63,22 @@ __all__ = [
     "Mistake",
     "Spec",
     "Verdict",
+    "agree",
     "ancestral_step",
     "batched",
     "between",
+    "corrected",
     "ddim_step",
     "dynamic_threshold",
     "edm_denoiser",
     "exercise",
     "judge",
     "jump",
+    "keep_known",
     "kl_between",
     "modulate",
     "multistep",
+    "paired",
     "posterior",
     "q_sample",
     "score",

@@ -148,7 +148,8 @@ def _labelled(draw: Draw) -> Iterator[Case]:
 def batched(denoiser: Any, scale: float, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     """Classifier-free guidance with ONE call: both halves in one batch of denoiser(x, t, y=labels), label -1 for "no
     class"; then scale times as far from the unconditional answer as the conditional one. t has shape () or (B,)."""
-    return _batched(denoiser, scale, x, t, y)
+    guided: Tensor = _batched(denoiser, scale, x, t, y)
+    return guided
 
 
 def _batched(
