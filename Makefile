@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 NOTEBOOKS := $(sort $(wildcard lessons/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help lessons test demo notebooks check unit nbval portable mutants format clean
+.PHONY: help lessons app test demo notebooks check unit browser screenshots nbval portable mutants format clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,7 +13,10 @@ help: ## show this list
 lessons: .venv/lessons ## open the lessons in JupyterLab (prints the address when there is no browser)
 	$(BIN)/tinydiff lessons
 
-test: check unit nbval ## lint, types, unit tests and every lesson, strictly
+app: .venv/lessons ## the lessons' sliders alone, without code, for a lecture
+	$(BIN)/python lessons/app.py
+
+test: check unit browser nbval ## lint, types, unit tests, every slider in a browser and every lesson, strictly
 
 demo: .venv/lessons ## train on real digits, sample three ways, compare: under three minutes
 	$(BIN)/tinydiff demo
@@ -27,7 +30,13 @@ check: .venv/test ## ruff and mypy
 	$(BIN)/mypy
 
 unit: .venv/test ## unit tests
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 tests --ignore tests/browser
+
+browser: .venv/test ## every slider of every lesson in a real browser (skipped where there is no Chromium)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/browser
+
+screenshots: ## the same, and write lessons/images/
+	SCREENSHOTS=lessons/images $(MAKE) browser
 
 nbval: .venv/test ## the lessons' outputs against a fresh run
 	$(BIN)/python -m pytest --nbval $(NOTEBOOKS)

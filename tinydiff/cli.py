@@ -254,6 +254,7 @@ def lessons(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("jupyterlab") is None:
         raise ModuleNotFoundError('JupyterLab is not installed: pip install "tinydiff[lessons]".')
     command = [sys.executable, "-m", "jupyterlab", str(folder / "00_start_here.ipynb")]
+    command.append("--ServerApp.kernel_websocket_connection_class=tinydiff.server.Prompt")  # sliders answer at once
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     try:

@@ -9,6 +9,8 @@ import pytest
 sys.path.insert(0, str(driver.LESSONS))
 import app
 
+pytestmark = pytest.mark.xdist_group("app")  # one process opens the page once
+
 
 @pytest.fixture(scope="module")
 def page(browser, tmp_path_factory):

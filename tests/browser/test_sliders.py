@@ -6,7 +6,6 @@ from pathlib import Path
 
 import driver
 import pytest
-from conftest import LATENCIES
 from PIL import Image
 
 STEMS = sorted(path.stem for path in driver.LESSONS.glob("[0-9]*.ipynb"))
@@ -21,7 +20,7 @@ def lesson(desk, request):
 
 
 @pytest.mark.parametrize("lesson", STEMS, indirect=True)
-def test_every_slider_shows_the_picture_that_belongs_to_it(lesson):
+def test_every_slider_shows_the_picture_that_belongs_to_it(lesson, record_property):
     cells = lesson.slider_cells()
     assert cells
     for explorer in lesson.run(cells[-1]):
@@ -32,7 +31,7 @@ def test_every_slider_shows_the_picture_that_belongs_to_it(lesson):
         assert fits(lesson, explorer), f"{name} is larger than a window of 1280 x 720"
         lesson.watch(explorer)
         assert driver.faults(lesson, explorer) == []
-        LATENCIES[name] = lesson.taken()
+        record_property(name, lesson.taken())
         alt = lesson.ask(f"Out[{explorer.count}].alt")[1:-1]
         assert alt.strip()
         assert lesson.page.locator(explorer.selector).get_by_role("img").get_attribute("title") == alt

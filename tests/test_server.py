@@ -1,0 +1,38 @@
+"""Sliders answer at once: the connection sets TCP_NODELAY, and `tinydiff lessons` and the page for lectures use it."""
+
+import importlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tinydiff import cli
+
+server = pytest.importorskip("tinydiff.server")
+
+
+def test_a_connection_sets_nodelay_first(monkeypatch) -> None:
+    done = []
+    monkeypatch.setattr(server.ZMQChannelsWebsocketConnection, "connect", lambda self: done.append("connect"))
+    handler = SimpleNamespace(set_nodelay=lambda value: done.append(value))
+    server.Prompt.connect(SimpleNamespace(websocket_handler=handler, __class__=server.Prompt))
+    assert done == [True, "connect"]
+
+
+@pytest.mark.parametrize("start", ["lessons", "app"])
+def test_it_is_what_the_lessons_and_the_page_are_served_with(start, monkeypatch) -> None:
+    commands = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: commands.append(command) or SimpleNamespace(returncode=0)
+    )
+    if start == "lessons":
+        assert cli.main(["lessons"]) == 0
+    else:
+        monkeypatch.syspath_prepend(str(cli._find_lessons()))
+        assert importlib.import_module("app").main([]) == 0
+    (command,) = commands
+    assert command[0] == sys.executable
+    (option,) = [word for word in command if "kernel_websocket_connection_class=" in word]
+    module, name = option.split("=")[1].rsplit(".", 1)
+    assert getattr(importlib.import_module(module), name) is server.Prompt
