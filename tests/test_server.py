@@ -15,8 +15,11 @@ server = pytest.importorskip("tinydiff.server")
 def test_a_connection_sets_nodelay_first(monkeypatch) -> None:
     done = []
     monkeypatch.setattr(server.ZMQChannelsWebsocketConnection, "connect", lambda self: done.append("connect"))
-    handler = SimpleNamespace(set_nodelay=lambda value: done.append(value))
-    server.Prompt.connect(SimpleNamespace(websocket_handler=handler, __class__=server.Prompt))
+
+    class Here(server.Prompt):
+        websocket_handler = SimpleNamespace(set_nodelay=done.append)
+
+    Here.__new__(Here).connect()
     assert done == [True, "connect"]
 
 
