@@ -183,7 +183,7 @@ def test_a_mistake_is_recognised_beside_another_fault():
 
 def test_a_verdict_is_quiet_in_a_notebook_and_short_elsewhere(capsys):
     verdict = check.q_sample(check.q_sample.reference)
-    assert capsys.readouterr().out.startswith("q_sample: right. Checked: values, ")
+    assert capsys.readouterr().out.startswith("q_sample: right. Checked: values; ")
     assert verdict._ipython_display_() is None
     assert repr(verdict) == f"Verdict(q_sample: {len(verdict.properties)} of {len(verdict.properties)})"
 

@@ -279,7 +279,7 @@ def test_check_lists_exercises_and_judges_a_file(tmp_path: Path, capsys) -> None
     mine = tmp_path / "mine.py"
     mine.write_text("def between(w, beta, beta_tilde):\n    return beta**w * beta_tilde ** (1 - w)\n")
     assert cli.main(["check", "between", str(mine)]) == 0
-    assert "between: right. Checked: values" in capsys.readouterr().out
+    assert "between: right. Checked: values;" in capsys.readouterr().out
     mine.write_text("def between(w, beta, beta_tilde):\n    return w * beta + (1 - w) * beta_tilde\n")
     assert cli.main(["check", "between", str(mine), "--hint", "2"]) == 1
     assert "More: That is the arithmetic mean" in capsys.readouterr().out

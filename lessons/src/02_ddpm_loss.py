@@ -767,20 +767,19 @@ assert L_T < 1e-4
 # And for data that are a single point? (2) In training we draw $t$ uniformly. If you drew it from another distribution and
 # did not correct for it, which weight would the loss have?
 #
-# **Exercise.** Write the simple loss for a network that predicts $v$: complete `v_loss`. Five lines, like `simple_loss`.
+# **Exercise.** Write the simple loss for a network that predicts $v$: complete `v_loss`, like `simple_loss`, but for given
+# `t` and `eps`. `schedule(t, like=x0)` gives $\alpha$ and $\sigma$ in a shape that multiplies `x0`. The cell below it checks
+# your function and gives hints; with `hint=2` it tells more.
 
 
 # %%
-def v_loss(net, x0, generator): ...  # your code: draw t, draw eps, make x_t, make v, compare
+def v_loss(net, schedule, x0, t, eps): ...  # your code: make x_t, make v, ask net(x_t, t), compare
 
 
-net = td.MLP().double()
-if v_loss(net, x0_64, seed(19)) is None:
-    print("v_loss is still to be written")
-else:
-    expected = td.ddpm_loss(td.VDenoiser(net, schedule), x0_64, generator=seed(19))
-    assert torch.allclose(v_loss(net, x0_64, seed(19)), expected, rtol=1e-6), "not the v loss (draw t first, then eps)"
-    print("right: v_loss agrees with the library")
+# %%
+from tinydiff import check
+
+check.v_loss(v_loss)
 
 # %% [markdown]
 # **Papers.** Ho, Jain & Abbeel 2020, *Denoising Diffusion Probabilistic Models*: the bound is eqs. 3 and 5, the posterior

@@ -548,20 +548,22 @@ if TRAIN_MNIST:
 #
 # **Exercise.** How much does a decay remember? Complete `weight_of` so that it returns the share that the weights of
 # update $k$ have in the average after $N$ updates, warm-up included. Shares of all updates and of the start must sum to 1.
+# And from memory: how do scale and shift, (B, C) each, act on the channels of $h$, (B, C, H, W)? That is `modulate`. The cell
+# below checks both and gives hints; with `hint=2` it tells more.
 
 
 # %%
 def weight_of(k, N, decay): ...  # your code: (1 - d_k) times the product of all later d_n
 
 
-if weight_of(0, 1, 0.9) is None:
-    print("weight_of is still to be written")
-else:
-    start = math.prod(min(0.9, (1 + n) / (10 + n)) for n in range(50))
-    assert abs(weight_of(0, 1, 0.9) - 0.9) < 1e-9, "the first update has d = 0.1, so its weight is 0.9"
-    assert abs(weight_of(49, 50, 0.99) - 9 / 59) < 1e-9, "the last update has weight 1 - d"
-    assert abs(sum(weight_of(k, 50, 0.9) for k in range(50)) + start - 1) < 1e-9, "the shares do not sum to 1"
-    print("right: the shares sum to 1")
+def modulate(h, scale, shift): ...  # your code: one line; with scale 0 and shift 0 nothing changes
+
+
+# %%
+import tinydiff.check
+
+tinydiff.check.weight_of(weight_of)
+tinydiff.check.modulate(modulate)
 
 # %% [markdown]
 # **Papers.** Ronneberger, Fischer & Brox 2015, *U-Net*: down, up and skips, fig. 1. Ho, Jain & Abbeel 2020, *Denoising Diffusion

@@ -862,34 +862,23 @@ print("DPM-Solver++: the integral of e^lambda in place of a straight step is DDI
 # them be, and at which end of the integral would it show?
 #
 # **Exercise.** A friend trained a flow-matching network `flow(z, tau)` that returns $\epsilon - x_0$, and you want to use it
-# with our samplers. Complete `x0_from_flow`: from *our* $x$ at time $t$ to $\hat x_0$. Two or three lines.
+# with our samplers. Complete `x0_from_flow`: from *our* $x$ at time $t$ to $\hat x_0$. Two or three lines. Another friend
+# samples with EDM, whose points are $x_0 + \sigma_{\text{EDM}}\,n$, and would like to use *our* denoiser: complete
+# `edm_denoiser`. `schedule.time(lam)` gives $t$. The cell below checks both and gives hints; with `hint=2` it tells more.
 
 
 # %%
-def x0_from_flow(flow, x, t): ...  # your code: tau, z, and the table's formula
+def x0_from_flow(flow, schedule, x, t): ...  # your code: tau, z, and the table's formula
 
 
-def friend(z, tau):
-    """The exact flow of our world, as the friend sees it."""
-    t = schedule.time(torch.log((1 - tau) / tau))
-    alpha, sigma = schedule(t)
-    x = z * (alpha + sigma)
-    return eps_of(exact, x, t) - exact(x, t)
+def edm_denoiser(denoiser, schedule, x, sigma): ...  # your code: which x_t is it, and which t?
 
 
-x = torch.randn(100, 2, generator=seed(19), dtype=torch.float64)
-for t in (1.0, 300.0, 1000.0):
-    answer = x0_from_flow(friend, x, t)
-    if answer is None:
-        print("x0_from_flow is still to be written")
-        break
-    alpha, sigma = schedule(t)
-    z, tau = x / (alpha + sigma), sigma / (alpha + sigma)
-    assert not torch.allclose(answer, x - tau * friend(x, tau)), "the friend's point is z, not x: rescale it first"
-    assert not torch.allclose(answer, z + tau * friend(z, tau)), "the sign: z = x0 + tau u, so x0 is z minus tau u"
-    assert torch.allclose(answer, exact(x, t), rtol=1e-9, atol=1e-9), f"not x0_hat at t = {t:g}"
-else:
-    print("right: your adapter turns the friend's network into a denoiser")
+# %%
+from tinydiff import check
+
+check.x0_from_flow(x0_from_flow)
+check.edm_denoiser(edm_denoiser)
 
 # %% [markdown]
 # **Papers.** Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021, *Score-Based Generative Modeling through Stochastic

@@ -659,37 +659,18 @@ plot.strip(
 # and what would it save?
 #
 # **Exercise.** Our `classifier_free` calls the network twice. A GPU prefers one call of double size. Complete
-# `batched` so that it calls the denoiser **once**, with both halves in one batch; label $-1$ means "no class".
+# `batched` so that it calls the denoiser **once**, with both halves in one batch; label $-1$ means "no class", and `t` may
+# have shape (B,). The cell below it checks your function and gives hints; with `hint=2` it tells more.
 
 
 # %%
 def batched(denoiser, scale, x, t, y): ...  # your code: cat, one call, chunk, walk along the line
 
 
-class Counted:
-    """The exact denoiser, which also counts how often it is asked."""
+# %%
+from tinydiff import check
 
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, x, t, y=None):
-        self.calls += 1
-        return exact(x, t, y=y)
-
-
-counter = Counted()
-answer = batched(counter, 3.0, points, 300, labels)
-if answer is None:
-    print("batched is still to be written")
-else:
-    assert answer.shape == points.shape, f"the answer has shape {tuple(answer.shape)}: keep only the guided half"
-    swapped = classifier_free(exact, -2.0, points, 300, labels)  # 1 - 3: both halves exchanged
-    assert not torch.allclose(answer, swapped), "the halves are swapped: you walk away from the class"
-    one_plus_w = classifier_free(exact, 4.0, points, 300, labels)
-    assert not torch.allclose(answer, one_plus_w), "that is scale 4: you took the scale for w"
-    assert torch.allclose(answer, classifier_free(exact, 3.0, points, 300, labels)), "not the line through both answers"
-    assert counter.calls == 1, f"the denoiser was called {counter.calls} times, not once"
-    print("right: one call, the same answer")
+check.batched(batched)
 
 # %% [markdown]
 # **Papers.** Dhariwal & Nichol 2021, *Diffusion Models Beat GANs on Image Synthesis*: classifier guidance, sec. 4,

@@ -43,7 +43,7 @@ F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 UNTOUCHED = "its arguments stay as they are"
 QUIET = "no numbers from the global generator"
 ALIGN = "Fine with one pair of times. With one for each sample: along which side of x does torch lay (B,) numbers?"
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}  # of what a value should be
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1.5e-1}  # of what a value should be
 
 
 class Draw:
@@ -204,7 +204,7 @@ def judge(exercise: Exercise, cases: Sequence[Case], seen: Sequence[Observation]
     properties[UNTOUCHED] = not any(s.changed for s in seen)
     properties[QUIET] = not any(s.drew for s in seen)
     if all(properties.values()):
-        return Verdict(exercise.name, properties, "right. Checked: " + ", ".join(properties) + ".")
+        return Verdict(exercise.name, properties, "right. Checked: " + "; ".join(properties) + ".")
     mistake = _known(exercise, cases, seen, right)
     first = next(what for what, held in properties.items() if not held)
     count = f"{sum(properties.values())} of {len(properties)} properties hold; not yet: {first}."
@@ -231,7 +231,7 @@ def _same(a: Observation, b: Observation, strict: bool = True) -> bool:
     if strict and (a.error, a.missing, a.changed, a.drew, a.kinds) != (b.error, b.missing, b.changed, b.drew, b.kinds):
         return False
     return len(a.outputs) == len(b.outputs) and all(
-        x.shape == y.shape and _close(x, y, max(_tolerance(j), _tolerance(k)))
+        _close(_fit(x, y), y, max(_tolerance(j), _tolerance(k)))
         for x, y, j, k in zip(a.outputs, b.outputs, a.kinds, b.kinds, strict=True)
     )
 
@@ -244,7 +244,8 @@ def _wrong(seen: Observation, truth: Observation) -> str:
         return "It returns None here."
     if len(seen.outputs) != len(truth.outputs):
         return f"It returns {_count(len(seen.outputs))}, not {_count(len(truth.outputs))}."
-    for a, b, kind, asked in zip(seen.outputs, truth.outputs, seen.kinds, truth.kinds, strict=True):
+    for given, b, kind, asked in zip(seen.outputs, truth.outputs, seen.kinds, truth.kinds, strict=True):
+        a = _fit(given, b)
         if a.shape != b.shape:
             return f"It returns the shape {a.shape}, not {b.shape}."
         if kind != asked and "number" not in (kind, asked) and not (a.ndim == 0 and asked == "float64"):
@@ -264,6 +265,11 @@ def _count(n: int) -> str:
 
 def _tolerance(kind: str) -> float:
     return TOLERANCE.get(kind.split()[0], 1e-9)
+
+
+def _fit(a: Array, b: Array) -> Array:
+    """A single number may have as many sides of length 1 as it likes."""
+    return a.reshape(b.shape) if a.size == b.size == 1 else a
 
 
 def _close(a: Array, b: Array, tolerance: float) -> bool:

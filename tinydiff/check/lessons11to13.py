@@ -96,7 +96,7 @@ def _scratched(draw: Draw) -> Iterator[Case]:
 @exercise(lesson=12, cases=_scratched, library=("inpaint", "q_sample"))
 def keep_known(schedule: Schedule, x: Tensor, known: Tensor, mask: Tensor, s: Tensor, noise: Tensor) -> Tensor:
     """Inpainting by replacement: x is a sample at time s. Return it with the known values, where the mask is True,
-    replaced by the picture `known` as it looks at time s, made with the given noise. The mask is shaped like one sample,
+    replaced by the picture `known` as it looks at time s, made with the given noise. The mask is shaped like a sample,
     and s has shape () or (B,); schedule(s, like=x) gives alpha and sigma."""
     return _keep(schedule, x, known, mask, s, noise)
 

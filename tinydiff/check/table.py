@@ -7,7 +7,8 @@ from tinydiff.check.core import QUIET, UNTOUCHED, Exercise
 HEAD = """\
 # Exercises and known mistakes
 
-Each lesson ends with exercises that check themselves: write the function, run the cell below it.
+Each lesson ends with an exercise or two that check themselves: write the function, run the cell below it. The other
+exercises here are for the classroom, or for an empty notebook of your own.
 
     from tinydiff import check
     check.q_sample(q_sample)            # what was checked, or a hint
