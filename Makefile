@@ -39,11 +39,11 @@ screenshots: ## the same, and write lessons/images/
 	SCREENSHOTS=lessons/images $(MAKE) browser
 
 nbval: .venv/test ## the lessons' outputs against a fresh run
-	$(BIN)/python -m pytest --nbval $(NOTEBOOKS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(NOTEBOOKS)
 
 portable: .venv/test ## the lessons again as on a processor without AVX-512 and AMX, and with one thread
-	ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest --nbval $(NOTEBOOKS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval $(NOTEBOOKS)
+	ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval $(NOTEBOOKS)
 
 mutants: .venv/test ## flip each sign and factor of the formulas; the tests must notice every one
 	$(BIN)/python tests/mutants.py
