@@ -122,7 +122,7 @@ class ByDistance:
         shape: of one sample.
     """
 
-    name = "energy distance x 10^4"
+    name = "energy distance × 10⁴"
 
     def __init__(self, real: Callable[[int, int], tuple[Labelled, Labelled]], shape: Sequence[int]) -> None:
         self.real, self.shape = real, tuple(shape)
@@ -324,7 +324,7 @@ def rule(rows: Sequence[Row], slack: float = 0.1) -> str:
         f"Rule: take {_say(taken)}, which needs the fewest network calls of all that are as good.",
     ]
     others = [row for row in rows if row.sampler != STUDENT]
-    if len(_tried(others, empty=True)) not in (0, len(_tried(rows))):
+    if taken.sampler == STUDENT and _tried(others, empty=True):
         lines.append(f"Without a student, take {_say(choose(others, slack))}.")
     fewer = [row for row in frontier(rows) if row.calls < taken.calls]
     if fewer:

@@ -285,6 +285,10 @@ def error_bars(
             ax.errorbar(x, y, yerr=sd, label=label, linewidth=1.2, capsize=2, zorder=2, **style)
         ax.set(xscale="log", xlabel=xlabel)
         ax.set_yscale(**scale)
+        if scale["value"] == "log":
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
