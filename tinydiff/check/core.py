@@ -156,11 +156,11 @@ class Exercise:
         return f"{self.name}({', '.join(inspect.signature(self.reference).parameters)})"
 
     def cases(self, seed: int = 0, *, gpu: bool = False) -> list[Case]:
-        """The inputs, other ones for another seed; with a GPU some of them are tried there, too."""
+        """The inputs, other ones for another seed; with a GPU the first and those in bfloat16 are tried there, too."""
         cases = list(self.make(Draw(seed)))
         if gpu:
-            movable = [c for c in cases if not any(isinstance(a, Spec) and a.kind == "generator" for a in c.args)]
-            cases += [Case("on the GPU", c.args, c.probe, "cuda") for c in movable if isinstance(c.args, tuple)]
+            there = [c for c in cases if c.what in (cases[0].what, "bfloat16 stays bfloat16") and _has_tensors(c)]
+            cases += [Case("on the GPU", c.args, c.probe, "cuda") for c in there]
         return cases
 
     def verdict(self, function: Callable[..., Any], seed: int = 0) -> Verdict:
@@ -173,6 +173,12 @@ class Exercise:
         verdict = self.verdict(function, seed)
         print(verdict.text(hint))
         return verdict
+
+
+def _has_tensors(case: Case) -> bool:
+    """Tensors to be moved, and no generator, which stays where it is."""
+    generator = any(isinstance(a, Spec) and a.kind == "generator" for a in case.args)
+    return any(isinstance(a, Tensor) for a in case.args) and not generator
 
 
 def exercise(
