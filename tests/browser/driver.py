@@ -133,6 +133,14 @@ ERRORS = """() => [...jupyterapp.shell.currentWidget.content.model.cells].flatMa
   cell.type != 'code' ? [] : cell.outputs.toJSON().filter(output => output.output_type == 'error')
     .map(output => `cell ${i}: ${output.ename}: ${output.evalue}`))"""
 
+LISTEN = """() => {
+  window.tinydiffErrors = []
+  jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.iopubMessage.connect((kernel, message) => {
+    if (message.header.msg_type == 'error')
+      window.tinydiffErrors.push(`${message.content.ename}: ${message.content.evalue}`)
+  })
+}"""
+
 WATCH = """selector => {
   const explorer = document.querySelector(selector), image = explorer.querySelector('img')
   const watch = window.tinydiff = {input: null, taken: [], pictures: 0}
@@ -200,8 +208,10 @@ class Notebook:
     server: Server
     path: Path
     errors: list[str] = field(default_factory=list)  # of the page
+    logged: int = 0  # bytes of the server's log before this notebook
 
     def __post_init__(self) -> None:
+        self.logged = self.server.log.stat().st_size
         self.page.on("pageerror", lambda error: self.errors.append(f"page: {error}"))
         self.page.on("console", self._heard)
         visit(
@@ -213,10 +223,17 @@ class Notebook:
         self.page.wait_for_function("() => window.jupyterapp", timeout=60_000)
         self.page.evaluate("async () => { await jupyterapp.restored }")
         self.page.wait_for_function(READY, timeout=90_000)
+        self.page.evaluate(LISTEN)
 
     def _heard(self, message) -> None:
         if message.type == "error":
             self.errors.append(f"console: {message.text[:300]}")
+
+    def tracebacks(self) -> list[str]:
+        """Exceptions in the kernel, which may appear in the browser's console or the server's log only."""
+        log = self.server.log.read_bytes()[self.logged :].decode(errors="replace")
+        logged = [lines.splitlines()[-1] for lines in re.findall(r"Traceback(?:.*\n\s.*)*\n.*", log)]
+        return [f"kernel: {error}" for error in self.page.evaluate("() => window.tinydiffErrors") + logged]
 
     def slider_cells(self) -> list[int]:
         cells = nbformat.read(self.path, as_version=4).cells
@@ -374,7 +391,7 @@ def faults(notebook: Notebook, explorer: Explorer, patience: float = 10.0) -> li
         found += [f"{slider} does not move by {how}" for how in moves if how not in moved and how != "key End"]
         if len(pictures) < 2:
             found.append(f"{slider} shows the same picture everywhere")
-    found += notebook.errors
+    found += notebook.errors + notebook.tracebacks()
     return [f"{notebook.path.name}, {explorer.title}: {fault}" for fault in found]
 
 

@@ -183,6 +183,7 @@ BREAKS = {
     "off by one": ("does not show the picture", "dead._frame = lambda values, was=dead._frame: was((values[0] // 2,))"),
     "stuck": ("does not move", 'dead.sliders["t"].disabled = True'),
     "always the same": ("same picture everywhere", "dead.draw = lambda t: draw(0)"),
+    "a callback fails": ("ZeroDivisionError", 'dead.sliders["t"].observe(lambda change: 1 / 0, names="value")'),
     "an error": ("ValueError: t = 2 is <cursed>", "dead.draw = fragile"),
 }
 
