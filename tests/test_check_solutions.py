@@ -113,6 +113,10 @@ def dynamic_threshold(x, q):
     return torch.maximum(torch.minimum(x, m), -m) / m
 
 
+def left_uncertain(C, A, s):
+    return C - C @ A.mT @ torch.linalg.solve(A @ C @ A.mT + s**2 * torch.eye(len(A), dtype=A.dtype), A @ C)
+
+
 def corrected(seen, C):
     return torch.linalg.inv(C.T) @ seen
 

@@ -23,7 +23,7 @@ from tinydiff.check.lessons07to10 import (
     training_pair_loss,
     update_2m,
 )
-from tinydiff.check.lessons11to13 import agree, corrected, keep_known, paired
+from tinydiff.check.lessons11to13 import agree, corrected, keep_known, left_uncertain, paired
 
 EXERCISES: dict[str, Exercise] = {
     e.name: e
@@ -50,6 +50,7 @@ EXERCISES: dict[str, Exercise] = {
         paired,
         keep_known,
         agree,
+        left_uncertain,
         corrected,
     )
 }
@@ -76,6 +77,7 @@ __all__ = [
     "jump",
     "keep_known",
     "kl_between",
+    "left_uncertain",
     "modulate",
     "multistep",
     "paired",

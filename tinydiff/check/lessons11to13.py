@@ -240,6 +240,77 @@ agree.mistake(
     "An average of the guess and its correction agrees with neither. Go all the way.",
 )
 
+
+def _scenes(draw: Draw) -> Iterator[Case]:
+    for what, d, k, s, dtype in (
+        ("values", 5, 2, 0.3, F64),
+        ("values", 4, 3, 1.7, F64),
+        ("a single measurement", 3, 1, 0.5, F64),
+        ("as many measurements as unknowns", 3, 3, 0.6, F64),
+        ("float32 stays float32", 4, 2, 0.8, F32),
+        ("much noise, little learnt", 4, 2, 30.0, F64),
+        ("s = 0, what is measured is known", 4, 2, 0.0, F64),
+    ):
+        root = draw.normal(d, d)
+        yield Case(what, ((root @ root.T + torch.eye(d)).to(dtype), draw.normal(k, d, dtype=dtype), s))
+
+
+def _gain(C: Tensor, A: Tensor, variance: float, first: Tensor | None = None) -> Tensor:
+    noise = variance * torch.eye(len(A), dtype=C.dtype)
+    gain: Tensor = (C if first is None else first) @ A.T @ torch.linalg.inv(A @ C @ A.T + noise)
+    return gain
+
+
+@exercise(lesson=12, cases=_scenes)
+def left_uncertain(C: Tensor, A: Tensor, s: float) -> Tensor:
+    """The covariance (d, d) of x0 ~ N(m, C) that is left when y = A x0 + s n is known: C has shape (d, d), A (k, d),
+    and s is the noise's standard deviation. The gain of formula (1) is C A^T (A C A^T + s^2 I)^-1."""
+    return C - _gain(C, A, s**2) @ A @ C
+
+
+left_uncertain.mistake(
+    "added",
+    lambda C, A, s: C + _gain(C, A, s**2) @ A @ C,
+    "Does who looks know more or less than before? Compare the diagonals.",
+    "What is learnt has to be taken away from what was uncertain.",
+)
+left_uncertain.mistake(
+    "s for its square",
+    lambda C, A, s: C - _gain(C, A, s) @ A @ C,
+    "Right without noise, and where s is 1. Is s a variance?",
+    "s is a standard deviation; among covariances stands its square.",
+)
+left_uncertain.mistake(
+    "no noise",
+    lambda C, A, s: C - _gain(C, A, 0.0) @ A @ C,
+    "Right for s = 0. What do you know of A x after a very noisy look?",
+    "You treat A x as known exactly. The noise belongs into the inverse.",
+)
+left_uncertain.mistake(
+    "what was learnt",
+    lambda C, A, s: _gain(C, A, s**2) @ A @ C,
+    "After a very noisy look yours is nearly 0. Is nothing uncertain any more?",
+    "That is what was learnt. What is left is the rest.",
+)
+left_uncertain.mistake(
+    "A^T for C A^T",
+    lambda C, A, s: C - _gain(C, A, s**2, torch.eye(len(C), dtype=C.dtype)) @ A @ C,
+    "Right only where C is the identity. Is your result symmetric, as a covariance must be?",
+    "Compare your gain with that of formula (1), factor by factor from the left.",
+)
+left_uncertain.mistake(
+    "A for A C",
+    lambda C, A, s: C - _gain(C, A, s**2) @ A,
+    "Your result is not symmetric, which a covariance must be. In which units is what you subtract?",
+    "The gain turns measurements into x. What do the measurements have in common with x? Not A alone.",
+)
+left_uncertain.mistake(
+    "variances only",
+    lambda C, A, s: torch.diag((C - _gain(C, A, s**2) @ A @ C).diag()),
+    "The diagonal is right. After one look at a sum of two numbers, are they still independent?",
+    "All of the covariance is asked for.",
+)
+
 # --- 13 ---------------------------------------------------------------------------------------------------------------
 
 
