@@ -80,7 +80,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets has no type
         self.draw, self.sliders, self.alt, self.title, self.play = draw, dict(sliders), alt, title, play
         self.frames: dict[Values, tuple[bytes, str] | None] = {}  # PNG and width; None where drawing ahead failed
         self._timer: asyncio.TimerHandle | None = None
-        layout = ipywidgets.Layout(max_width="100%", align_self="flex-start")  # its own size, not stretched
+        layout = ipywidgets.Layout(
+            max_width="calc(100% - 4px)", align_self="flex-start"
+        )  # its own size; margins are 2px
         self.image = _Image(format="png", tooltip=alt, layout=layout).add_class(f"pic-{title}")
         self.message = ipywidgets.HTML().add_class("tinydiff-error")
         self._show()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import driver
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 STEMS = sorted(path.stem for path in driver.LESSONS.glob("[0-9]*.ipynb"))
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to write a picture of each widget to
@@ -64,6 +64,16 @@ def plays(lesson, explorer) -> bool:
 
 
 def screenshot(lesson, explorer, path: Path) -> None:
+    """The widget as it starts, or, where all sliders start at their first value, farther on."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    handles = [lesson.handle(explorer, slider) for slider in explorer.sliders]
+    if all(float(handle.get_attribute("aria-valuenow")) == 0 for handle in handles):
+        lesson.drag(explorer, explorer.sliders[0], 0.6)
+        lesson.page.mouse.move(0, 0)
+        driver.settle(lesson, explorer)
     drawn = Image.open(io.BytesIO(lesson.page.locator(explorer.selector).screenshot())).convert("RGB")
+    inside = (
+        ImageChops.difference(drawn, Image.new("RGB", drawn.size, "white")).point(lambda v: 255 * (v > 8)).getbbox()
+    )
+    drawn = drawn.crop((0, 0, min(drawn.width, inside[2] + 8), drawn.height))
     drawn.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
