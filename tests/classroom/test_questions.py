@@ -1,0 +1,61 @@
+"""The questions that only teachers have: references pass, mistakes earn their own hint, and no other."""
+
+import ast
+import re
+
+import pytest
+import questions
+from course import CLASSROOM  # makes the next line possible
+
+from tinydiff import check
+
+TEACHERS = pytest.mark.parametrize("question", questions.QUESTIONS.values(), ids=questions.QUESTIONS)
+
+
+@TEACHERS
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_reference_passes(question, seed):
+    verdict = question.verdict(question.reference, seed)
+    assert verdict, verdict.text()
+
+
+@TEACHERS
+def test_each_mistake_is_rejected_with_its_own_hint(question):
+    assert len(question.mistakes) >= 2
+    for mistake in question.mistakes:
+        verdict = question.verdict(mistake.function, seed=3)
+        assert verdict.mistake is mistake, f"{mistake.name}: {verdict.text()}"
+        assert verdict.score < 1
+
+
+def test_a_number_may_be_rounded_to_four_digits():
+    asked = questions.QUESTIONS["huber_c"]
+    assert asked.verdict(lambda: 0.015120001)
+    assert not asked.verdict(lambda: 0.0152)
+    assert asked.verdict(lambda: None).score == 0
+
+
+def test_the_problem_sets_ask_for_what_can_be_graded():
+    named = []
+    for path in sorted((CLASSROOM / "src").glob("ps*.py")):
+        text = path.read_text()
+        ast.parse(text)
+        tests = re.findall(r'^# %% test="(\w+)" points=(\d+)$', text, re.MULTILINE)
+        written = re.findall(r'^# %% \[markdown\] written="(\w+)" points=(\d+)$', text, re.MULTILINE)
+        assert 4 <= len(tests) + len(written) <= 6
+        total = sum(int(points) for _, points in tests + written)
+        assert f"{total} points" in text
+        headings = re.findall(r"^# ## \d · .*\((\d+) points.*\)$", text, re.MULTILINE)
+        assert sorted(headings) == sorted(points for _, points in tests + written)
+        for name, _ in tests:
+            assert questions.find(name).name == name
+            named.append(name)
+        assert re.search(r"About \d+ minutes", text)
+    assert len(set(named)) == len(named)
+    assert set(questions.QUESTIONS) <= set(named)
+    with pytest.raises(KeyError, match="No question is called 'nothing'"):
+        questions.find("nothing")
+
+
+def test_names_do_not_hide_exercises_of_the_lessons():
+    assert not set(questions.QUESTIONS) & set(check.EXERCISES)
