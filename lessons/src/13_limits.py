@@ -741,27 +741,19 @@ assert sum(again) / 20 > quick + 0.002
 # better generator?
 #
 # **Exercise.** Section 7 compared what the judge *should* see. Turn it round: complete `corrected`, which takes the shares
-# `seen` by a judge and its confusion matrix (row $k$: how true class $k$ is seen), and returns the true shares.
+# `seen` by a judge and its confusion matrix (row $k$: how true class $k$ is seen), and returns the true shares. The cell
+# below it checks your function and gives hints; with `hint=2` it tells more.
 
 
 # %%
 def corrected(seen, confusion): ...  # your code: one line; which linear system do the true shares solve?
 
 
-blurry = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.0, 0.3, 0.7]], dtype=f64)
-shares = torch.tensor([0.5, 0.3, 0.2], dtype=f64)
-answer = corrected(blurry.T @ shares, blurry)
-if answer is None:
-    print("corrected is still to be written")
-else:
-    assert not torch.allclose(answer, torch.linalg.solve(blurry, blurry.T @ shares)), (
-        "transposed: rows are true classes"
-    )
-    assert not torch.allclose(answer, blurry.T @ blurry.T @ shares), (
-        "that asks the judge a second time; undo it instead"
-    )
-    assert torch.allclose(answer, shares), "not the true shares"
-    print("right:", [f"{p:.2f}" for p in corrected(seen.double() / 800, confusion)], "of the shipped model's digits")
+# %%
+from tinydiff import check
+
+if check.corrected(corrected):
+    print([f"{p:.2f}" for p in corrected(seen.double() / 800, confusion)], "of the shipped model's digits")
 
 # %% [markdown]
 # **Papers.** Gu et al. 2023, *On Memorization in Diffusion Models*: the photocopier as the optimum, and what makes networks
