@@ -49,6 +49,7 @@ SIGN = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 # What no test can see, because nothing changes: (module, text of the expression, mutation).
 EQUIVALENT = {
     ("diffuse", "u + torch.arange(n, device=device) / n", "+ -> -"): "the same even spread, in the other direction",
+    ("restore", "r - length * Mp", "- -> +"): "the same span, and what is added lies at right angles to what follows",
 }
 
 

@@ -225,6 +225,8 @@ def test_the_solver_minimises_what_is_left_over_the_span_of_its_directions() -> 
     span = torch.stack([torch.linalg.matrix_power(M, i) @ b[0] for i in range(3)], 1)
     expected = span @ torch.linalg.lstsq(M @ span, b.T).solution
     torch.testing.assert_close(_solve(lambda v: v @ M.T, b, 3), expected.T, rtol=1e-9, atol=0)
+    for scale in (1e-7, 1e7):
+        torch.testing.assert_close(_solve(lambda v: v @ M.T, scale * b, 3), scale * expected.T, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [f64, torch.float32])

@@ -198,8 +198,8 @@ def _residual(observed: Tensor, seen: Tensor) -> Tensor:
 def _solve(M: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
     """v with M v = b by generalised conjugate residuals (Eisenstat et al. 1983): each sample of b (B, ...) by itself.
 
-    Each iteration makes |b - M v| as small as its new direction allows, and never larger. Conjugate gradients need M
-    symmetric and positive; a network's Jacobian is neither, and with them some digits ran away.
+    v in span(b, M b, M^2 b, ...) with the least |b - M v|, which never grows. Conjugate gradients need M symmetric and
+    positive; a network's Jacobian is neither, and with them some digits ran away.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -208,12 +208,12 @@ def _solve(M: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
     v, r, past = torch.zeros_like(b), b, list[tuple[Tensor, Tensor]]()
     for _ in range(iterations):
         p, Mp = r, M(r)
-        least = torch.finfo(b.dtype).eps * dot(Mp, Mp)  # what is left below is rounding: solved already
-        for q, Mq in past:
+        rounding = torch.finfo(b.dtype).eps * dot(Mp, Mp)
+        for q, Mq in past:  # the Mq are of length 1, at right angles
             share = dot(Mp, Mq)
             p, Mp = p - share * q, Mp - share * Mq
         size = dot(Mp, Mp)
-        scale = torch.where(size > least, size.rsqrt(), 0)
+        scale = torch.where(size > rounding, size.rsqrt(), 0)  # else there is nothing new: solved
         p, Mp = scale * p, scale * Mp
         past.append((p, Mp))
         length = dot(r, Mp)
