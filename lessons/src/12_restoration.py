@@ -448,7 +448,7 @@ for claim, holds in claims.items():
 #
 # In holes a straight line through the data beats any single draw of a network! By now you know why. LMMSE is a mean, and a
 # draw pays its 3 dB. Average four draws, and the network is level or ahead. Where the observation leaves little room, x2 or noise, it is
-# five decibels ahead, and there even its draws are.
+# five decibels and more ahead, and there even its draws win.
 #
 # ## 6. A scribble
 #
