@@ -100,7 +100,8 @@ def between(w, beta, beta_tilde):
             done.append(f"{name}: {work()}")
         except (Exception, SystemExit) as error:
             pass
-    attempt("import the check", lambda: __import__("tinydiff.check"))
+    attempt("import the check", lambda: __import__("tinydiff.check.core"))
+    attempt("import an exercise", lambda: __import__("tinydiff.check.lessons01to03"))
     def other():
         sys.path.insert(0, REPOSITORY)
         for name in [m for m in sys.modules if m.startswith("tinydiff")]:
@@ -114,6 +115,8 @@ def between(w, beta, beta_tilde):
     attempt("read passwords", lambda: open("/etc/passwd").read())
     attempt("list", lambda: os.listdir(REPOSITORY))
     attempt("write", lambda: open("here.txt", "w").write("x"))
+    attempt("change the library", lambda: open(torch.__file__, "a"))
+    attempt("remove", lambda: os.remove(torch.__file__ + ".not-there-is-another-error"))
     attempt("write with numpy", lambda: __import__("numpy").save("/tmp/here", 1))
     attempt("start a program", lambda: __import__("subprocess").run(["ls"]))
     attempt("system", lambda: os.system("ls"))
@@ -137,6 +140,38 @@ def test_files_programs_network_and_the_references_are_out_of_reach(monkeypatch)
     if os.geteuid() == 0 and not any(note.startswith("user") for note in verdict.notes):
         assert "AS 0" not in verdict.text()
     assert not any(note.startswith("limits") for note in verdict.notes)
+
+
+@pytest.mark.skipif(not LINUX, reason="reads a file of this test's")
+def test_without_landlock_python_s_own_locks_hold_and_the_notes_say_so(monkeypatch):
+    copy = isolated._copy_library
+
+    def without(folder):
+        copy(folder)
+        with (folder / "harness.py").open("a") as file:
+            file.write("\n_landlock = lambda readable: False\n")
+
+    monkeypatch.setattr(isolated, "_copy_library", without)
+    repository = str(Path(check.__file__).parents[2])
+    verdict = graded(f"import torch\nREPOSITORY = {repository!r}\n" + ATTEMPTS)
+    done = verdict.text().partition("DONE [")[2].partition("]")[0]
+    assert done == "" or ("read with torch" in done and done.count("'") <= 4), verdict.text()  # C++ opens what it can
+    assert any(note.startswith("files: not locked") for note in verdict.notes)
+
+
+def test_checks_in_the_submitted_cells_do_no_harm_and_no_good():
+    code = """
+    import tinydiff as td
+    from tinydiff import check
+    from tinydiff.check import between as theirs
+    def between(w, beta, beta_tilde):
+        known = theirs(w, beta, beta_tilde)
+        return beta**w * beta_tilde ** (1 - w) if known is None else known
+    if check.between(between, hint=2):
+        raise SystemExit
+    td.check.between(between)
+    """
+    assert graded(code)
 
 
 def test_the_library_s_own_answer_is_taken_away():
