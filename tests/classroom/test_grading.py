@@ -67,6 +67,11 @@ for place in ("FOLDER", pathlib.Path(tinydiff.__file__).parent / "check", "."):
         except OSError:
             pass
 """
+BORROWS = """
+import tinydiff as td
+def q_sample(alpha_bar, x0, t, noise):
+    return td.q_sample(td.from_betas(1 - alpha_bar[1:] / alpha_bar[:-1]), x0, t, noise)
+"""
 ENDLESS = "def {}(*given):\n    while True:\n        pass"
 HELPER = '''
 def share(alpha_bar, t, like):
@@ -140,12 +145,7 @@ def graded(course):
     }
     redefined = "class check:\n    jump = q_sample = posterior = v_loss = staticmethod(lambda *a: print('right'))"
     submit("cheating", cheats, lambda n: added(n, redefined))
-    submit(
-        "library",
-        {
-            "q_sample": "import tinydiff as td\nq_sample = lambda a, x0, t, noise: td.q_sample(td.from_betas(1 - a[1:] / a[:-1]), x0, t, noise)"
-        },
-    )
+    submit("library", {"q_sample": BORROWS})
 
     def edited(notebook):
         for name in FULL:

@@ -37,7 +37,7 @@ def judged(house, code, **options):
         ("import os; os.fork()", "not allowed"),
         ("def between(*given):\n    while True: pass", "not done after 1 seconds"),
         (
-            "def between(*given):\n    while True:\n        try:\n            while True: pass\n        except BaseException: 0",
+            "def between(*given):\n  while True:\n    try:\n      while True: pass\n    except BaseException: pass",
             "not done after",
         ),
         ("import torch\ndef between(*given):\n    return torch.zeros(3 * 10**6)", "sent more than"),

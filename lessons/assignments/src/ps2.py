@@ -65,14 +65,15 @@ check.modulate(modulate)
 # %% [markdown]
 # ## 3 · What a convolution weighs (2 points)
 #
-# How many parameters has `torch.nn.Conv2d(3, 4, kernel_size=3)`? Work it out, then write `parameters = ...` with your
-# number.
+# How many parameters has `torch.nn.Conv2d(3, 4, kernel_size=3)`? Work it out, then put the
+# number in place of the dots.
 
 # %% answer="parameters"
-# parameters = your number
-### BEGIN SOLUTION
-parameters = 3 * 4 * 3 * 3 + 4
-### END SOLUTION
+parameters = (
+    ### BEGIN SOLUTION
+    3 * 4 * 3 * 3 + 4
+    ### END SOLUTION
+)
 
 # %% test="parameters" points=2
 print("Worked out by hand first? Then count: sum(p.numel() for p in torch.nn.Conv2d(3, 4, 3).parameters())")

@@ -63,10 +63,9 @@ def update_2m(schedule, x, x0, x0_prev, t_prev, t, s):
         return x0
     (_, sigma_t), (alpha_s, sigma_s) = schedule(t, like=x), schedule(s, like=x)
     lam_prev, lam_t, lam_s = (schedule.half_log_snr(u) for u in (t_prev, t, s))
-    h = float(lam_s - lam_t)
-    r = float(lam_t - lam_prev) / h
-    guess = x0 + (x0 - x0_prev) / (2 * r)
-    return sigma_s / sigma_t * x + alpha_s * -torch.expm1(torch.tensor(-h)).item() * guess
+    h = lam_s - lam_t
+    guess = x0 + (x0 - x0_prev) * (h / (lam_t - lam_prev) / 2)
+    return sigma_s / sigma_t * x + alpha_s * -torch.expm1(-h) * guess
     ### END SOLUTION
 
 

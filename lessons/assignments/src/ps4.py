@@ -87,13 +87,14 @@ print("not attempted yet" if d is None else f"{float(d):.2f}, by hand 13 - 12 = 
 # ## 4 · How mild (2 points)
 #
 # Song and Dhariwal (2023) take $c = 0.00054\sqrt d$, with $d$ the number of values in a picture. How large is $c$ for
-# digits of 28 x 28? Write `huber_c = ...`, with all its digits or as a formula.
+# digits of 28 x 28? Write the number with all its digits, or a formula.
 
 # %% answer="huber_c"
-# huber_c = your number
-### BEGIN SOLUTION
-huber_c = 0.00054 * 28
-### END SOLUTION
+huber_c = (
+    ### BEGIN SOLUTION
+    0.00054 * 28
+    ### END SOLUTION
+)
 
 # %% test="huber_c" points=2
 print("No check here: does your number grow if the picture does?")
