@@ -250,6 +250,17 @@ def test_what_stood_before_a_fatal_call_counts():
     assert "ended by itself" in verdict.text()
 
 
+def test_usual_imports_work_and_a_closed_python_is_noted(tmp_path):
+    verdict = graded("import math, random, functools, itertools, numpy as np\nimport torch.nn.functional as F" + RIGHT)
+    assert verdict, verdict.text()
+    closed = os.name == "posix" and os.geteuid() == 0 and not isolated._open_to_others(Path(sys.base_prefix))
+    assert any(note.startswith("imports: nobody may not read") for note in verdict.notes) == closed
+    tmp_path.chmod(0o700)
+    (tmp_path / "inside").mkdir(mode=0o755)
+    assert not isolated._open_to_others(tmp_path / "inside")
+    assert isolated._open_to_others(Path("/"))
+
+
 def test_a_secret_seed_is_drawn_and_known_answers_do_not_help():
     outputs = [case.args for case in check.between.cases(1)]
     table = {repr(args[0]): float(check.between.reference(*args).sum()) for args in outputs}

@@ -30,6 +30,11 @@ import tinydiff as td
 from tinydiff.schedule import match
 
 Array = NDArray[Any]
+LOADED = (
+    *("bisect", "collections", "copy", "dataclasses", "fractions", "functools", "heapq", "itertools", "operator"),
+    *("random", "re", "statistics", "string", "typing", "torch.distributions", "torch.nn.functional"),
+)
+"""Loaded before the learner's code runs as another user, who may not be allowed to read Python's own folder."""
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
@@ -344,8 +349,8 @@ def serve() -> None:
     silence = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(silence, fd)
-    for name in ("random", "statistics", "torch.distributions", "torch.nn.functional"):
-        importlib.import_module(name)  # another user may not be allowed to read Python's own folder
+    for name in LOADED:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     torch.ones(2, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]  # whatever torch loads late, it loads now
     _remove(job["library"])

@@ -90,6 +90,8 @@ def run(
             seen[i] = Observation(error="NoAnswer", report=told)
     verdict = judge(exercise, cases, [s for s in seen if s is not None])
     notes = [f"seed: {seed}", *(text for lock, text in MISSING.items() if lock not in locks)]
+    if "user" in locks and not _open_to_others(Path(sys.base_prefix)):
+        notes.append(f"imports: {user} may not read {sys.base_prefix}; only what was loaded before could be imported")
     return replace(verdict, notes=tuple(notes))
 
 
@@ -104,6 +106,11 @@ def _identity(user: str) -> tuple[int | None, int | None]:
     except KeyError:
         raise ValueError(f"There is no user {user!r} on this machine: name one with user=, such as 'nobody'.") from None
     return entry.pw_uid, entry.pw_gid
+
+
+def _open_to_others(folder: Path) -> bool:
+    """Whether every user may enter this folder."""
+    return all(place.stat().st_mode & 0o001 for place in (folder, *folder.parents))
 
 
 def _copy_library(folder: Path) -> None:
