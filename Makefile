@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 NOTEBOOKS := $(sort $(wildcard lessons/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help lessons app test demo notebooks check unit browser screenshots nbval portable mutants format clean
+.PHONY: help lessons app classroom test demo notebooks check unit browser screenshots nbval portable mutants format clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,9 @@ lessons: .venv/lessons ## open the lessons in JupyterLab (prints the address whe
 
 app: .venv/lessons ## the lessons' sliders alone, without code, for a lecture
 	$(BIN)/python lessons/app.py
+
+classroom: .venv/classroom ## build the problem sets for nbgrader in build/classroom, and open them as a student would
+	$(BIN)/python lessons/assignments/build.py --open
 
 test: check unit browser nbval ## lint, types, unit tests, every slider in a browser and every lesson, strictly
 
@@ -30,7 +33,7 @@ check: .venv/test ## ruff and mypy
 	$(BIN)/mypy
 
 unit: .venv/test ## unit tests
-	$(BIN)/python -m pytest -n 2 tests --ignore tests/browser
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests --ignore tests/browser
 
 browser: .venv/test ## every slider of every lesson in a real browser (skipped where there is no Chromium)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/browser
@@ -63,7 +66,12 @@ clean: ## remove .venv and caches; runs and data stay
 	$(PIP) --editable ".[lessons]"
 	@touch $@
 
+.venv/classroom: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "setting up .venv (once; about a minute)"
+	$(PIP) --editable ".[classroom]"
+	@touch $@ .venv/lessons
+
 .venv/test: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "setting up .venv for the tests (once; about a minute)"
 	$(PIP) --editable ".[test]"
-	@touch $@ .venv/lessons
+	@touch $@ .venv/lessons .venv/classroom

@@ -30,16 +30,7 @@ SPEC = re.compile(r"^# graded by: (\w+)$", re.MULTILINE)  # the line in a test c
 HIDDEN = re.compile(r"\n?### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", re.DOTALL)
 
 AROUND = '''
-import ast, sys, types, tinydiff
-
-class Quiet(types.ModuleType):
-    """In place of tinydiff.check, which is not here: calls to it do nothing."""
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *args, **options: None
-
-check = tinydiff.check = sys.modules["tinydiff.check"] = Quiet("tinydiff.check")
+import ast
 for _source in {sources!r}:
     try:
         _cell = ast.parse("\\n".join("" if line.startswith(("%", "!")) else line for line in _source.splitlines()))
