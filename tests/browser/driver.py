@@ -382,7 +382,7 @@ def faults(notebook: Notebook, explorer: Explorer, patience: float = 10.0) -> li
             before = notebook.look(explorer)
             move()
             with suppress(TimeoutError):  # End may find it there already
-                wait_for(lambda b=before, p=place: notebook.look(explorer).labels[p] != b.labels[p], 1.0)
+                wait_for(lambda b=before, p=place: notebook.look(explorer).labels[p] != b.labels[p], 2.0)
                 moved.add(how)
             look, wrong = settle(notebook, explorer, patience)
             pictures.add(look.picture)
