@@ -27,6 +27,7 @@ MODULES = (
     "muon",
     "distill",
     "autoencoder",
+    "observe",
     "restore",
 )
 TESTS = (
@@ -42,14 +43,14 @@ TESTS = (
     "test_restore.py",
     "peers",
 )
-TESTED_BY = {"solvers": "sample"}
+TESTED_BY = {"solvers": "sample", "observe": "restore"}
 SWAP = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 SIGN = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
 # What no test can see, because nothing changes: (module, text of the expression, mutation).
 EQUIVALENT = {
     ("diffuse", "u + torch.arange(n, device=device) / n", "+ -> -"): "the same even spread, in the other direction",
-    ("restore", "r - length * Mp", "- -> +"): "the same span, and what is added lies at right angles to what follows",
+    ("observe", "r - length * Mp", "- -> +"): "the same span, and what is added lies at right angles to what follows",
 }
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import tinydiff as td
 from tinydiff.metrics import psnr
-from tinydiff.restore import SDE, _solve
+from tinydiff.observe import _solve
+from tinydiff.restore import SDE
 
 f64 = torch.float64
 SCHEDULE = td.cosine()

@@ -14,18 +14,9 @@ from tinydiff.exact import EmpiricalDenoiser, GaussianMixture, gaussian_flow
 from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThreshold
 from tinydiff.likelihood import log_likelihood
 from tinydiff.nets import MLP, UNet
+from tinydiff.observe import Conditioned, Downsample, Mask, Projected
 from tinydiff.pretrained import load_autoencoder, load_classifier, load_pretrained
-from tinydiff.restore import (
-    Conditioned,
-    Downsample,
-    Mask,
-    Projected,
-    inpaint,
-    remove_noise,
-    resampling,
-    sdedit,
-    starting_at,
-)
+from tinydiff.restore import inpaint, remove_noise, resampling, sdedit, starting_at
 from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final, sample, step
 from tinydiff.schedule import (
     Schedule,
