@@ -793,4 +793,4 @@ check.left_uncertain(left_uncertain)
 # costs 3 dB. Efron 2011, *Tweedie's Formula and Selection Bias*: formula (2) and its history. Cohen, Luck & Honari 2018, *Distribution Matching
 # Losses Can Hallucinate Features in Medical Image Translation*: section 7, with real scans.
 #
-# Before: 11, choosing a sampler. Next: 13, limits.
+# Before: [11, choosing a sampler](11_choosing_a_sampler.ipynb). Next: [13, limits](13_limits.ipynb).
