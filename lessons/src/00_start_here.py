@@ -239,22 +239,22 @@ plot.strip(
 # %% [markdown]
 # ## A map of the course
 #
-# | lesson | you | |
-# | --- | --- | --- |
-# | 00 | generate digits | you are here |
-# | [01](01_forward_process.ipynb) | destroy digits, step by step and in one line | ready |
-# | [02](02_ddpm_loss.ipynb) | derive the loss and train a first network on points | ready |
-# | [03](03_ddpm_sampling.ipynb) | walk points home from noise | ready |
-# | [04](04_tiny_unet.ipynb) | build a U-Net and train it on digits | ready |
-# | [05](05_ddim.ipynb) | sample in few steps: DDIM | ready |
-# | [06](06_score_and_ode.ipynb) | see the differential equation behind it all | ready |
-# | [07](07_dpm_solver_pp.ipynb) | solve it well: DPM-Solver++ | ready |
-# | [08](08_guidance.ipynb) | ask for a class: guidance | ready |
-# | [09](09_latent_diffusion.ipynb) | work in a latent space | ready |
-# | [10](10_consistency.ipynb) | sample in one step: consistency models | ready |
-# | 11 | choose a sampler | planned |
-# | 12 | restore pictures | planned |
-# | 13 | find the limits: copying, bias, sensitivity | planned |
+# | lesson | you |
+# | --- | --- |
+# | 00 | generate digits (you are here) |
+# | [01](01_forward_process.ipynb) | destroy digits, step by step and in one line |
+# | [02](02_ddpm_loss.ipynb) | derive the loss and train a first network on points |
+# | [03](03_ddpm_sampling.ipynb) | walk points home from noise |
+# | [04](04_tiny_unet.ipynb) | build a U-Net and train it on digits |
+# | [05](05_ddim.ipynb) | sample in few steps: DDIM |
+# | [06](06_score_and_ode.ipynb) | see the differential equation behind it all |
+# | [07](07_dpm_solver_pp.ipynb) | solve it well: DPM-Solver++ |
+# | [08](08_guidance.ipynb) | ask for a class: guidance |
+# | [09](09_latent_diffusion.ipynb) | work in a latent space |
+# | [10](10_consistency.ipynb) | sample in one step: consistency models |
+# | [11](11_choosing_a_sampler.ipynb) | choose a sampler |
+# | [12](12_restoration.ipynb) | restore pictures |
+# | [13](13_limits.ipynb) | find the limits: copying, bias, sensitivity |
 #
 # ## Notation
 #

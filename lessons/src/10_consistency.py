@@ -926,4 +926,4 @@ check.training_pair_loss(training_pair_loss)
 # and again; v-prediction, sec. 4. Karras et al. 2022, *Elucidating the Design Space of Diffusion-Based Generative
 # Models*: the teacher of the published figures.
 #
-# Before: [09, latent diffusion](09_latent_diffusion.ipynb). Next: 11, choosing a sampler.
+# Before: [09, latent diffusion](09_latent_diffusion.ipynb). Next: [11, choosing a sampler](11_choosing_a_sampler.ipynb).
