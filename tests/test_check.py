@@ -181,6 +181,21 @@ def test_a_mistake_is_recognised_beside_another_fault():
     assert "x0" in verdict.text()
 
 
+def test_of_two_mistakes_at_once_the_first_is_named():
+    """What a beginner writes: the variance for the standard deviation, no broadcast, no cast."""
+
+    def mine(alpha_bar, x0, t, noise):
+        return alpha_bar[t].sqrt() * x0 + (1 - alpha_bar[t]) * noise
+
+    assert check.q_sample.verdict(mine).mistake.name == "variance for standard deviation"
+
+    def other(alpha_bar, x0, t, noise):
+        a = alpha_bar[t]
+        return a.sqrt() * x0 + (1 - a).sqrt() * noise if t.ndim == 0 else x0 + noise
+
+    assert check.q_sample.verdict(other).mistake is None, "right values, then something unheard of"
+
+
 def test_a_verdict_is_quiet_in_a_notebook_and_short_elsewhere(capsys):
     verdict = check.q_sample(check.q_sample.reference)
     assert capsys.readouterr().out.startswith("q_sample: right. Checked: values; ")

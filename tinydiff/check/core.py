@@ -220,16 +220,21 @@ def judge(exercise: Exercise, cases: Sequence[Case], seen: Sequence[Observation]
 def _known(
     exercise: Exercise, cases: Sequence[Case], seen: Sequence[Observation], right: Sequence[bool]
 ) -> Mistake | None:
-    """The mistake that gives the same everywhere; or else the same values wherever this function gives wrong ones."""
-    close = None
+    """The mistake that gives the same everywhere; or else, as people make two at once, the one that gives the same
+    values up to the first property that fails, and in most cases after it."""
+    start = next((i for i, fine in enumerate(right) if not fine), len(cases))
+    until = {case.what for case in cases[: start + 1]}
+    best, count = None, 0
     for mistake in exercise.mistakes:
         theirs = [observe(mistake.function, case) for case in cases]
         if all(_same(s, m) for s, m in zip(seen, theirs, strict=True)):
             return mistake
-        wrong = [(s, m) for s, m, fine in zip(seen, theirs, right, strict=True) if s.outputs and not fine]
-        if close is None and wrong and all(_same(s, m, strict=False) for s, m in wrong):
-            close = mistake
-    return close
+        alike = [bool(s.outputs) and _same(s, m, strict=False) for s, m in zip(seen, theirs, strict=True)]
+        needed = [a for case, s, a in zip(cases, seen, alike, strict=True) if case.what in until and s.outputs]
+        wrong = [a for case, a, fine in zip(cases, alike, right, strict=True) if case.what in until and not fine]
+        if all(needed) and any(wrong) and sum(alike) > count:
+            best, count = mistake, sum(alike)
+    return best
 
 
 def _same(a: Observation, b: Observation, strict: bool = True) -> bool:
