@@ -106,7 +106,8 @@ def main() -> None:
             if not (student / name).exists():  # answers that were tried out stay
                 shutil.copytree(chosen.folder / "release" / name, student / name)
         os.chdir(student)
-        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab"])
+        root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *root])
 
 
 if __name__ == "__main__":

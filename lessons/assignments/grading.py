@@ -29,7 +29,7 @@ from tinydiff.check import isolated
 SPEC = re.compile(r"^# graded by: (\w+)$", re.MULTILINE)  # the line in a test cell that names the question
 HIDDEN = re.compile(r"\n?### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", re.DOTALL)
 
-AROUND = '''
+AROUND = """
 import ast
 for _source in {sources!r}:
     try:
@@ -42,7 +42,7 @@ for _source in {sources!r}:
                 exec(compile(ast.Module([_node], []), "<another cell>", "exec"), globals())
             except Exception:
                 pass
-'''
+"""
 """Run before an answer: the imports, functions and classes of the student's other cells, as far as they run."""
 
 NUMBER = "\n_number = globals().get('{name}')\n{name} = lambda: None if _number is ... else _number"
