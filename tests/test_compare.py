@@ -69,6 +69,7 @@ def test_noise_widens_what_is_good_enough() -> None:
     assert compare.choose([real, *noisy]).calls == 2, "the spread of real data counts, too"
     below = [row("a", 50, -0.1, 0.05), row("a", 5, -0.06, 0.05), row("a", 2, 0.2, 0.05)]
     assert compare.choose(below).calls == 5, "an unbiased distance may fall below 0"
+    assert compare.good_enough([row("a", 5, -1.0)]) == pytest.approx(-0.9)
 
 
 def test_the_frontier_is_the_best_for_each_budget() -> None:

@@ -266,7 +266,8 @@ def error_bars(
         [level[0]] if level else []
     )
     small = 2 * level[1] if level else 0.0
-    scale = {"value": "log"} if min(means) > small else {"value": "symlog", "linthresh": small or 1e-9, "linscale": 0.5}
+    linear = 10 ** math.ceil(math.log10(small or 1e-9))  # a power of ten, so that ticks keep their distance
+    scale = {"value": "log"} if min(means) > small else {"value": "symlog", "linthresh": linear, "linscale": 0.5}
     for ax, (xlabel, lines) in zip(axes, panels.items(), strict=True):
         if level:
             ax.axhspan(level[0] - 2 * level[1], level[0] + 2 * level[1], color="0.88", zorder=0)
