@@ -20,9 +20,11 @@ from typing import Any
 
 LESSONS = Path(__file__).resolve().parent
 STYLE = """<style>
-.tinydiff-page, .tinydiff-page .jupyter-widgets { font-size: 18px; }
+.tinydiff-page *:not(i) { font-size: 18px !important; }
 .tinydiff-page .widget-slider { width: 40em !important; }
-.tinydiff-page .widget-slider > label { width: 6em; }
+.tinydiff-page .widget-dropdown { width: 30em; }
+.tinydiff-page label.widget-label { width: 5em; }
+.tinydiff-page .widget-readout { min-width: 5em; }
 .tinydiff-page .tinydiff-explorer img { height: 62vh; object-fit: contain; object-position: left top; }
 </style>"""
 

@@ -72,8 +72,7 @@ def screenshot(lesson, explorer, path: Path) -> None:
         lesson.page.mouse.move(0, 0)
         driver.settle(lesson, explorer)
     drawn = Image.open(io.BytesIO(lesson.page.locator(explorer.selector).screenshot())).convert("RGB")
-    inside = (
-        ImageChops.difference(drawn, Image.new("RGB", drawn.size, "white")).point(lambda v: 255 * (v > 8)).getbbox()
-    )
-    drawn = drawn.crop((0, 0, min(drawn.width, inside[2] + 8), drawn.height))
+    drawn = drawn.crop((0, 0, drawn.width, drawn.height - 2))  # a line of the page
+    ink = ImageChops.invert(drawn).convert("L").point(lambda v: 255 * (v > 8)).getbbox()
+    drawn = drawn.crop((0, 0, min(drawn.width, ink[2] + 8), drawn.height))
     drawn.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
