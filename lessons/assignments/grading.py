@@ -182,7 +182,8 @@ class Judge(NbGraderPreprocessor):
             self.write(nb.cells[i], verdict)
         for note in sorted({note for v in verdicts for note in v.notes if not note.startswith("seed")}):
             self.log.warning("%s: %s", told["student"], note)
-        record = {"student": told["student"], "verdicts": [isolated.describe(v) for v in verdicts]}
+        kept = [{key: value for key, value in isolated.describe(v).items() if key != "notes"} for v in verdicts]
+        record = {"student": told["student"], "verdicts": kept}
         nb.metadata["tinydiff"] = nbformat.from_dict(json.loads(json.dumps(record)))
         return nb, resources
 
