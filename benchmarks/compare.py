@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tinydiff as td
-from tinydiff import compare, plot, run
+from tinydiff import compare, files, plot, run
 from tinydiff.compare import Row, Way
 from tinydiff.distill import PICTURES
 from tinydiff.sample import estimate
@@ -97,9 +97,9 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
 def record(out: Path, rows: list[Row], name: str) -> None:
     """table.csv and table.md with all rows and the decision among ours."""
     ours = [row for row in rows if " at " not in row.sampler and not row.sampler.startswith(PEER)]
-    compare.save(out / "table.csv", compare.csv_text(rows).encode())
+    files.write(out / "table.csv", compare.csv_text(rows).encode())
     beside = "\n".join(["Ours against diffusers: quality, and seconds over seconds.", "", *verdicts(rows)])
-    compare.save(out / "table.md", f"{compare.markdown(rows, name)}\n{compare.rule(ours)}\n\n{beside}\n".encode())
+    files.write(out / "table.md", f"{compare.markdown(rows, name)}\n{compare.rule(ours)}\n\n{beside}\n".encode())
 
 
 def drawn(rows: list[Row], name: str) -> plot.Picture:
@@ -146,7 +146,7 @@ def main() -> None:
         rows.append(row)
         if len(rows) > 1:
             record(out, rows, measure.name)
-    compare.save(out / "figure.png", drawn(rows, measure.name).png)
+    files.write(out / "figure.png", drawn(rows, measure.name).png)
     print((out / "table.md").read_text())
     print(f"{out} holds table.md, table.csv and figure.png")
 

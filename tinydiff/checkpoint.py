@@ -6,8 +6,6 @@ is the noise schedule in float64. The header names tinydiff's classes, never cod
 
 import errno
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tinydiff import files
 from tinydiff.denoise import Denoiser, EpsDenoiser, VDenoiser, X0Denoiser
 from tinydiff.nets import MLP, UNet
 from tinydiff.schedule import Schedule
@@ -167,16 +166,4 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        message = f"Cannot write {path} ({error.strerror}): make room, or choose a folder that exists and is yours"
-        raise OSError(error.errno, message) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    files.write(path, data)

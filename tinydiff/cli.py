@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import io
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ import torch
 import tinydiff as td
 from tinydiff import compare as comparison
 from tinydiff import doctor as checkup
-from tinydiff import metrics, parallel, plot, run
+from tinydiff import files, metrics, parallel, plot, run
 from tinydiff.check import EXERCISES, isolated, table
 from tinydiff.data import TOYS
 from tinydiff.pretrained import pictures, shipped
@@ -115,7 +116,8 @@ def sample(args: argparse.Namespace) -> None:
     else:
         x, _ = run.draw(denoiser, args.num, progress=True, **options)
         if parallel.rank() == 0:
-            np.save(out, pictures(denoiser, x).numpy(), allow_pickle=False)
+            np.save(array := io.BytesIO(), pictures(denoiser, x).numpy(), allow_pickle=False)
+            files.write(out, array.getvalue())
     if parallel.rank() == 0:
         print(f"{args.num} samples in {time.perf_counter() - start:.1f} s: {out}")
 
@@ -162,7 +164,7 @@ def compare(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print(f"\nStopped: {out / 'table.md'} holds the {max(0, len(rows) - 1)} rows so far.", file=sys.stderr)
         raise
-    comparison.save(out / "figure.png", comparison.figure(rows, yardstick.name).png)
+    files.write(out / "figure.png", comparison.figure(rows, yardstick.name).png)
     print(f"\n{comparison.markdown(rows, yardstick.name)}\n{comparison.rule(rows)}\n")
     print(f"{out} holds table.md, table.csv and figure.png; seconds are CPU time on a CPU, and noisy: look at ratios")
 

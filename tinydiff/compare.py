@@ -8,9 +8,7 @@ import csv
 import inspect
 import io
 import math
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tinydiff import metrics, plot
+from tinydiff import files, metrics, plot
 from tinydiff.data import TOYS, digits, toy
 from tinydiff.diffuse import randn
 from tinydiff.distill import consistency
@@ -396,22 +394,9 @@ def figure(rows: Sequence[Row], name: str, peers: Mapping[str, str] | None = Non
 
 def write(folder: Path, rows: Sequence[Row], name: str) -> None:
     """table.csv and, with the decision rule, table.md in the folder; each is whole at all times."""
-    save(folder / "table.csv", csv_text(rows).encode())
+    files.write(folder / "table.csv", csv_text(rows).encode())
     decision = rule(rows).replace("\n", "\n\n") if _tried(rows, empty=True) else ""
-    save(folder / "table.md", f"{markdown(rows, name)}\n{decision}\n".encode())
-
-
-def save(path: Path, data: bytes) -> None:
-    """Write a file; a reader sees the old one or the new one, never half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it to the owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.write(folder / "table.md", f"{markdown(rows, name)}\n{decision}\n".encode())
 
 
 def _number(mean: float, sd: float, digits: int) -> str:

@@ -7,10 +7,8 @@ Colours are safe for colour-blind readers (Okabe-Ito); backgrounds are white, so
 import io
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from tinydiff import files
 
 Pixels = NDArray[np.uint8]  # (H, W) grey or (H, W, 3) colour
 Points = Tensor | NDArray[Any]
@@ -128,16 +128,7 @@ def png(array: Pixels) -> bytes:
 
 def save_png(path: str | os.PathLike[str], array: Pixels) -> None:
     """Write a uint8 array as a PNG file; a reader sees the old file or the new one, never half of it."""
-    data, path = png(array), Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it to the owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    files.write(path, png(array))
 
 
 def strip(frames: Mapping[str, Pixels], *, alt: str, columns: int = 6) -> Picture:

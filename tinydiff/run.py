@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import tinydiff as td
-from tinydiff import parallel, plot
+from tinydiff import files, parallel, plot
 from tinydiff.data import TOYS, mnist_is_here
 from tinydiff.diffuse import randn
 from tinydiff.distill import PICTURES
@@ -264,7 +264,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     record = out / "run.json"
     if not record.exists():
         out.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(settings, indent=2) + "\n")
+        files.write(record, (json.dumps(settings, indent=2) + "\n").encode())
         return
     theirs = json.loads(record.read_text())
     for name, ours in settings.items():

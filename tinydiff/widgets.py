@@ -5,9 +5,7 @@ import html
 import io
 import itertools
 import math
-import os
 import re
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +17,7 @@ import ipywidgets
 import traitlets
 from PIL import Image
 
-from tinydiff import plot
+from tinydiff import files, plot
 
 KEPT = 1024  # frames; beyond that the oldest is forgotten
 REST = 0.2  # seconds without a movement, after which frames are drawn ahead
@@ -272,14 +270,9 @@ def _write(stem: str, suffix: str, data: bytes) -> str:
             break
         except FileExistsError:
             pass
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp keeps it to the owner
-        os.replace(temporary, path)
+        files.write(path, data)
     except BaseException:
-        os.unlink(temporary)
         path.unlink()
         raise
     return path.name
