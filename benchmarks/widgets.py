@@ -2,7 +2,7 @@
 
     python benchmarks/widgets.py [01_forward_process ...] [--n 60]
 
-For every slider of every lesson: n single steps, by arrow keys and by dragging, each after the picture of the one before
+For every slider of every lesson: n single steps, by arrow keys and by dragging, each after the picture of the last one
 has come. The first steps show frames that are drawn for them, later ones frames that are kept. Asked for: 40 ms in half
 of all cases, 60 ms in 95 of 100, on two cores that have nothing else to do.
 """
