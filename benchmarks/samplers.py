@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import tinydiff as td
 from tinydiff import plot
+from tinydiff.compare import Counted
 from tinydiff.evaluate import load_reference, measure
 from tinydiff.metrics import energy_distance
 
@@ -53,17 +54,6 @@ STOCHASTIC = {
     "SDE DPM-Solver++ 2M": Solver(partial(td.dpm_solver_pp, order=2, eta=1.0)),
     "SDE DPM-Solver++ 3M": Solver(partial(td.dpm_solver_pp, order=3, eta=1.0)),
 }
-
-
-class Counted:
-    """A denoiser that counts its calls."""
-
-    def __init__(self, denoiser: Any) -> None:
-        self.denoiser, self.schedule, self.calls = denoiser, denoiser.schedule, 0
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.calls += 1
-        return self.denoiser(x, t)
 
 
 def seeded(seed: int) -> torch.Generator:
