@@ -145,7 +145,7 @@ class Judge(NbGraderPreprocessor):
     """Put the score and the feedback into each test cell."""
 
     seconds = Float(5.0, help="what one call of a student's function may take").tag(config=True)
-    total = Float(20.0, help="what all calls of one function may take together").tag(config=True)
+    total = Float(10.0, help="what all calls of one function may take together").tag(config=True)
     memory = Integer(2 * 2**30, help="bytes that a student's code may use beyond PyTorch's own").tag(config=True)
     user = Unicode("nobody", help="who runs the students' code if the grader is root").tag(config=True)
     workers = Integer(os.cpu_count() or 1, help="questions judged at once").tag(config=True)

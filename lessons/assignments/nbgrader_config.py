@@ -32,7 +32,7 @@ c.Autograde.autograde_preprocessors = [
 ]
 c.SanitizeHTML.enabled = True
 c.Judge.seconds = 5.0  # one call
-c.Judge.total = 20.0  # all calls of one question
+c.Judge.total = 10.0  # all calls of one question: what an endless loop costs
 
 c.ClearSolutions.code_stub = {"python": "..."}
 c.ClearSolutions.text_stub = "Your answer here."
