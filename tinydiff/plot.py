@@ -7,6 +7,8 @@ Colours are safe for colour-blind readers (Okabe-Ito); backgrounds are white, so
 import io
 import math
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,9 +123,15 @@ def png(array: Pixels) -> bytes:
     Raises:
         ValueError: the array has another dtype or shape.
     """
-    buffer = io.BytesIO()
-    _image(array).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    picture = _image(array)  # checked; Pillow would write it, too, but three times as slowly, since it tries filters
+    rows = np.pad(np.asarray(picture).reshape(picture.height, -1), ((0, 0), (1, 0)))  # before each row its filter: none
+    colour = 0 if picture.mode == "L" else 2
+    header = struct.pack(">IIBBBBB", picture.width, picture.height, 8, colour, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows.tobytes(), 1), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
 
 
 def save_png(path: str | os.PathLike[str], array: Pixels) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from tinydiff import files, plot
 
 KEPT = 1024  # frames; beyond that the oldest is forgotten
-REST = 0.2  # seconds without a movement, after which frames are drawn ahead
+REST = 0.1  # seconds without a movement, after which frames are drawn ahead
 Values = tuple[Any, ...]
 
 
