@@ -206,4 +206,6 @@ def verdict(exercise: Exercise, seed: int, cases: list, data: bytes, ended: str)
     silent = Observation(error="NoAnswer", report=f"No answer: the code {ended}.")
     told = judge(exercise, cases, [silent if s is None else s for s in seen])
     notes = [text for lock, text in isolated.MISSING.items() if lock not in locks]
+    if "user" in locks and not isolated._open_to_others(Path(sys.base_prefix)):
+        notes.append(f"imports: other users may not read {sys.base_prefix}, so only what was loaded could be imported")
     return replace(told, notes=(f"seed: {seed}", *notes))
