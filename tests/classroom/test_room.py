@@ -94,3 +94,21 @@ def test_several_at_once_keep_their_order():
     got = house.judge([(check.between, [code], 1) for code in (RIGHT, wrong, RIGHT, wrong, wrong)])
     assert [bool(v) for v in got] == [True, False, True, False, False]
     house.close()
+
+
+def test_elsewhere_each_question_gets_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    house = House(1)
+    verdict = judged(house, RIGHT)
+    assert verdict
+    assert verdict.notes[0] == "seed: 1"
+    assert house.free.queue[0] is None  # no room was opened
+    house.close()
+
+
+def test_a_room_that_cannot_start_is_the_grader_s_problem(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    house = House(1)
+    with pytest.raises(RuntimeError, match="did not start"):
+        judged(house, RIGHT)
+    house.close()
