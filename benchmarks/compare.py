@@ -26,7 +26,6 @@ from tqdm import tqdm
 import tinydiff as td
 from tinydiff import compare, files, plot, run
 from tinydiff.compare import Row, Way
-from tinydiff.distill import PICTURES
 from tinydiff.sample import estimate
 
 PEER = "diffusers "
@@ -114,13 +113,12 @@ def student_of(name: str, teacher: td.Denoiser, path: Path) -> td.Denoiser:
     if name == "mnist":
         return td.load_pretrained("mnist-consistency")
     if not path.exists():
-        points = len(teacher.info["shape"]) == 1
         student = copy.deepcopy(teacher)
         student.info = teacher.info | {"teacher": name}
         generator, ema = torch.Generator().manual_seed(0), td.EMA(student, 0.99)
-        data = td.batches(*run.load_data(teacher.info["data"]), size=512 if points else 128, generator=generator)
-        steps, options = (1500, {}) if points else (700, PICTURES)
-        states = td.distill(student, teacher, data, ema=ema, steps=steps, generator=generator, **options)
+        size, steps = (128, 700) if name == "digits" else (512, 1500)
+        data = td.batches(*run.load_data(teacher.info["data"]), size=size, generator=generator)
+        states = td.distill(student, teacher, data, ema=ema, steps=steps, generator=generator)
         for _ in tqdm(states, desc="distilling", total=steps):
             pass
         td.save(path, ema.denoiser)
