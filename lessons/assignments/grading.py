@@ -211,6 +211,15 @@ def is_test(cell):
     return bool(told.get("grade")) and not told.get("solution")
 
 
+class Unlink(NbGraderPreprocessor):
+    """Links in what students wrote become text: Formgrader would show them as they are, and they may hold code."""
+
+    def preprocess_cell(self, cell, resources, index):
+        if cell.cell_type != "code":
+            cell.source = re.sub(r"\](\s*)([(\[:])", "]\u200b\\1\\2", cell.source)
+        return cell, resources
+
+
 class OfflineFeedback(HTMLExporter):
     """Feedback pages that run nothing and load nothing: no scripts, no pictures from elsewhere, no MathJax."""
 

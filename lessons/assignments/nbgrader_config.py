@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from grading import Judge, OfflineFeedback, Restore
+from grading import Judge, OfflineFeedback, Restore, Unlink
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbgrader.preprocessors import (
     AssignLatePenalties,
@@ -27,7 +27,8 @@ c.Autograde.autograde_preprocessors = [
     LimitOutput,
     SaveAutoGrades,
     AssignLatePenalties,
-    SanitizeHTML,  # what students wrote is shown to their teachers: without scripts
+    SanitizeHTML,  # what students wrote is shown to their teachers: without scripts,
+    Unlink,  # and without links
     CheckCellMetadata,
 ]
 c.SanitizeHTML.enabled = True

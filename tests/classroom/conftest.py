@@ -18,6 +18,7 @@ except ModuleNotFoundError as missing:
 from course import Course
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the mark
 def pytest_collection_modifyitems(items):
     """All in one process, where pytest-xdist uses several: grading is slow."""
     for item in items:

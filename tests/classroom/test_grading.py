@@ -282,6 +282,11 @@ def test_feedback_pages_run_nothing_load_nothing_and_hold_no_hidden_part(course,
         assert "graded by" not in page
         assert "seed: " not in told(course, student)
     assert "stolen = document.cookie" in told(course, "script")  # as text
+    answer = cell_of(course.read("autograded", "ps1", "script"), "why").source  # what Formgrader shows
+    assert "<script" not in answer
+    assert "](javascript" not in answer
+    assert "](http" not in answer
+    assert "]: javascript" not in answer
 
 
 @pytest.mark.parametrize("student", ["linked", "garbage"])
