@@ -18,14 +18,6 @@ except ModuleNotFoundError as missing:
 from course import Course
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the mark
-def pytest_collection_modifyitems(items):
-    """All in one process, where pytest-xdist uses several: grading is slow."""
-    for item in items:
-        if "classroom" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("classroom"))
-
-
 @pytest.fixture(scope="session")
 def course(tmp_path_factory) -> Course:
     return Course(tmp_path_factory.mktemp("classroom") / "course")
