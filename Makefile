@@ -33,7 +33,8 @@ check: .venv/test ## ruff and mypy
 	$(BIN)/mypy
 
 unit: .venv/test ## unit tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests --ignore tests/browser
+	$(BIN)/python -m pytest -n 2 tests --ignore tests/browser --ignore tests/classroom
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/classroom
 
 browser: .venv/test ## every slider of every lesson in a real browser (skipped where there is no Chromium)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/browser

@@ -8,7 +8,6 @@ from html import unescape
 import nbformat
 import pytest
 
-pytestmark = pytest.mark.xdist_group("classroom")  # one process grades once
 FULL = {"q_sample": 4, "jump": 4, "posterior": 5, "v_loss": 4, "bound_weight": 3}
 ZERO = dict.fromkeys(FULL, 0)
 SCRIPT = "<script>stolen = document.cookie</script>"
