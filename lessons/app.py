@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,10 +112,15 @@ def main(options: list[str]) -> int:
         path = Path(folder, "tinydiff.ipynb")
         path.write_text(json.dumps(notebook))
         prompt = "--Voila.kernel_websocket_connection_class=tinydiff.server.Prompt"
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else voila would be left alone
+        server = subprocess.Popen([sys.executable, "-m", "voila", str(path), prompt, *options])
         try:
-            return subprocess.run([sys.executable, "-m", "voila", str(path), prompt, *options], check=False).returncode
+            return server.wait()
         except KeyboardInterrupt:
             return 0
+        finally:
+            server.terminate()
+            server.wait()
 
 
 if __name__ == "__main__":
