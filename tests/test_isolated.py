@@ -144,14 +144,14 @@ def test_files_programs_network_and_the_references_are_out_of_reach(monkeypatch)
 
 @pytest.mark.skipif(not LINUX, reason="reads a file of this test's")
 def test_without_landlock_python_s_own_locks_hold_and_the_notes_say_so(monkeypatch):
-    copy = isolated._copy_library
+    copy = isolated.copy_library
 
     def without(folder):
         copy(folder)
         with (folder / "harness.py").open("a") as file:
             file.write("\n_landlock = lambda readable: False\n")
 
-    monkeypatch.setattr(isolated, "_copy_library", without)
+    monkeypatch.setattr(isolated, "copy_library", without)
     repository = str(Path(check.__file__).parents[2])
     verdict = graded(f"import torch\nREPOSITORY = {repository!r}\n" + ATTEMPTS)
     done = verdict.text().partition("DONE [")[2].partition("]")[0]
@@ -253,12 +253,12 @@ def test_what_stood_before_a_fatal_call_counts():
 def test_usual_imports_work_and_a_closed_python_is_noted(tmp_path):
     verdict = graded("import math, random, functools, itertools, numpy as np\nimport torch.nn.functional as F" + RIGHT)
     assert verdict, verdict.text()
-    closed = os.name == "posix" and os.geteuid() == 0 and not isolated._open_to_others(Path(sys.base_prefix))
+    closed = os.name == "posix" and os.geteuid() == 0 and not isolated.open_to_others(Path(sys.base_prefix))
     assert any(note.startswith("imports: nobody may not read") for note in verdict.notes) == closed
     tmp_path.chmod(0o700)
     (tmp_path / "inside").mkdir(mode=0o755)
-    assert not isolated._open_to_others(tmp_path / "inside")
-    assert isolated._open_to_others(Path("/"))
+    assert not isolated.open_to_others(tmp_path / "inside")
+    assert isolated.open_to_others(Path("/"))
 
 
 def test_a_secret_seed_is_drawn_and_known_answers_do_not_help():
@@ -369,12 +369,12 @@ def test_frames_that_lie_are_refused(data):
 def test_frames_end_where_sense_ends():
     first, good = pack([], {"locks": []}), pack_observation(0, Observation([np.ones(2)], ["float64"]))
     frame = lambda data: len(data).to_bytes(8, "big") + data  # noqa: E731
-    seen, locks = isolated._read(frame(first) + frame(good) + frame(b"junk") + frame(good), 3)
+    seen, locks = isolated.read(frame(first) + frame(good) + frame(b"junk") + frame(good), 3)
     assert locks == []
     assert [s is not None for s in seen] == [True, False, False]
-    seen, _ = isolated._read(frame(first) + frame(pack_observation(7, Observation())) + b"\xff" * 8, 3)
+    seen, _ = isolated.read(frame(first) + frame(pack_observation(7, Observation())) + b"\xff" * 8, 3)
     assert seen == [None] * 3
-    assert isolated._read(b"", 3) == ([None] * 3, None)
+    assert isolated.read(b"", 3) == ([None] * 3, None)
 
 
 def test_a_plain_unpack_gives_back_what_was_packed():

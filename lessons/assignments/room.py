@@ -55,7 +55,7 @@ class Room:
         place = Path(self.folder.name)
         place.chmod(0o755)  # another user has to get in
         self.library, self.empty, self.jobs = place / "lib", place / "empty", place / "jobs"
-        isolated._copy_library(self.library)
+        isolated.copy_library(self.library)
         self.empty.mkdir()
         self.jobs.mkdir(mode=0o700)
         self.process = subprocess.Popen(
@@ -167,7 +167,7 @@ class House:
         if not sys.platform.startswith("linux"):
             options = {"seconds": seconds, "total": total, "memory": memory, "answers": answers, "user": user}
             return [isolated.run(e, cells, seed=seed, **options) for e, cells, seed in questions]
-        uid, gid = isolated._identity(user)
+        uid, gid = isolated.identity(user)
         options = {"seconds": seconds, "total": total, "memory": memory, "uid": uid, "gid": gid}
         cases = [exercise.cases(seed) for exercise, _, seed in questions]
 
@@ -180,7 +180,7 @@ class House:
                     room = None
                 room = room or Room()
                 job = {"name": exercise.name, "cells": cells, "library": exercise.library, **options}
-                job["readable"] = [str(place) for place in isolated._readable(room.library)]
+                job["readable"] = [str(place) for place in isolated.readable(room.library)]
                 return room.ask(pack_cases(cases[i], job), total, answers)
             finally:
                 self.free.put(room)
@@ -200,12 +200,12 @@ class House:
 
 def verdict(exercise: Exercise, seed: int, cases: list, data: bytes, ended: str) -> Verdict:
     """What is to be said of the frames that came back."""
-    seen, locks = isolated._read(data, len(cases))
+    seen, locks = isolated.read(data, len(cases))
     if locks is None:
         raise RuntimeError(f"The process that was to run the code of {exercise.name} did not start: it {ended}.")
     silent = Observation(error="NoAnswer", report=f"No answer: the code {ended}.")
     told = judge(exercise, cases, [silent if s is None else s for s in seen])
     notes = [text for lock, text in isolated.MISSING.items() if lock not in locks]
-    if "user" in locks and not isolated._open_to_others(Path(sys.base_prefix)):
+    if "user" in locks and not isolated.open_to_others(Path(sys.base_prefix)):
         notes.append(f"imports: other users may not read {sys.base_prefix}, so only what was loaded could be imported")
     return replace(told, notes=(f"seed: {seed}", *notes))

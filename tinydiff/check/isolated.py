@@ -72,16 +72,16 @@ def run(
     seed = secrets.randbelow(2**31) if seed is None else seed
     cases = exercise.cases(seed)
     cells = [source] if isinstance(source, str) else list(source)
-    uid, gid = _identity(user)
+    uid, gid = identity(user)
     with tempfile.TemporaryDirectory(prefix="tinydiff-") as folder:
         library, empty = Path(folder, "lib"), Path(folder, "empty")
-        _copy_library(library)
+        copy_library(library)
         empty.mkdir()
         os.chmod(folder, 0o755)  # another user has to get in
         job = {"name": exercise.name, "cells": cells, "library": exercise.library, "seconds": seconds, "total": total}
-        job |= {"memory": memory, "uid": uid, "gid": gid, "readable": [str(p) for p in _readable(library)]}
+        job |= {"memory": memory, "uid": uid, "gid": gid, "readable": [str(p) for p in readable(library)]}
         data, said, ended = _converse(library, empty, pack_cases(cases, job), total, answers)
-    seen, locks = _read(data, len(cases))
+    seen, locks = read(data, len(cases))
     if locks is None:
         raise RuntimeError(f"The process that was to run the code did not start: {said.strip()[-1000:]}")
     for i, s in enumerate(seen):
@@ -90,12 +90,12 @@ def run(
             seen[i] = Observation(error="NoAnswer", report=told)
     verdict = judge(exercise, cases, [s for s in seen if s is not None])
     notes = [f"seed: {seed}", *(text for lock, text in MISSING.items() if lock not in locks)]
-    if "user" in locks and not _open_to_others(Path(sys.base_prefix)):
+    if "user" in locks and not open_to_others(Path(sys.base_prefix)):
         notes.append(f"imports: {user} may not read {sys.base_prefix}; only what was loaded before could be imported")
     return replace(verdict, notes=tuple(notes))
 
 
-def _identity(user: str) -> tuple[int | None, int | None]:
+def identity(user: str) -> tuple[int | None, int | None]:
     """The number of a user and of its group, if we may become it."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None, None
@@ -108,12 +108,12 @@ def _identity(user: str) -> tuple[int | None, int | None]:
     return entry.pw_uid, entry.pw_gid
 
 
-def _open_to_others(folder: Path) -> bool:
+def open_to_others(folder: Path) -> bool:
     """Whether every user may enter this folder."""
     return all(place.stat().st_mode & 0o001 for place in (folder, *folder.parents))
 
 
-def _copy_library(folder: Path) -> None:
+def copy_library(folder: Path) -> None:
     """The library without the checks, the weights and the lessons, and beside it the other side of the conversation."""
     package = Path(tinydiff.__file__).parent
     shutil.copytree(
@@ -126,7 +126,7 @@ def _copy_library(folder: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _readable(library: Path) -> Iterator[Path]:
+def readable(library: Path) -> Iterator[Path]:
     """Where Python and its packages lie, around the installed tinydiff, and what the system's libraries need."""
     yield library
     hidden = Path(tinydiff.__file__).resolve().parent
@@ -231,7 +231,7 @@ def _has(process: Path, mark: bytes) -> bool:
         return False
 
 
-def _read(data: bytes, count: int) -> tuple[list[Observation | None], list[str] | None]:
+def read(data: bytes, count: int) -> tuple[list[Observation | None], list[str] | None]:
     """The frames that came back: the first says which locks are closed, before any learner's code ran."""
     frames = _frames(data)
     seen: list[Observation | None] = [None] * count
