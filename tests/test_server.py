@@ -4,6 +4,7 @@ import importlib
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -34,12 +35,10 @@ def test_it_is_what_the_lessons_and_the_page_are_served_with(start, monkeypatch)
 
     monkeypatch.setattr(subprocess, "Popen", record)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.syspath_prepend(str(cli._find_lessons()))
+    main = partial(cli.main, ["lessons"]) if start == "lessons" else partial(importlib.import_module("app").main, [])
     with pytest.raises(Started) as info:
-        if start == "lessons":
-            cli.main(["lessons"])
-        else:
-            monkeypatch.syspath_prepend(str(cli._find_lessons()))
-            importlib.import_module("app").main([])
+        main()
     (command,) = info.value.args
     assert command[0] == sys.executable
     (option,) = [word for word in command if "kernel_websocket_connection_class=" in word]
