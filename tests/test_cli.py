@@ -149,9 +149,8 @@ def test_distill_leaves_a_run_that_goes_on_and_can_be_sampled_and_guided(trained
     array = tmp_path / "two.npy"
     options = ["-n", "5", "--label", "7", "--out", str(array)]  # by consistency in two steps, as it was distilled
     assert cli.main(["sample", str(out / "checkpoint.safetensors"), *options]) == 0
-    noise = {"generator": torch.Generator().manual_seed(0)}
-    noise |= {"sampler": td.consistency, "grid": td.root_angle}
-    expected = td.sample(student, (5, 1, 8, 8), steps=2, y=torch.full((5,), 7), **noise)
+    how = {"generator": torch.Generator().manual_seed(0), "sampler": td.consistency, "grid": td.root_angle}
+    expected = td.sample(student, (5, 1, 8, 8), steps=2, y=torch.full((5,), 7), **how)
     assert np.array_equal(np.load(array), expected.numpy())
 
 

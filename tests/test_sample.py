@@ -5,6 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy
 import pytest
@@ -13,6 +14,7 @@ from conftest import normal
 from torch import Tensor, nn
 
 import tinydiff as td
+from tinydiff.sample import usual
 
 f64 = torch.float64
 
@@ -40,6 +42,10 @@ def log_snr_times(schedule: td.Schedule, steps: int, last: float = 1.0) -> Tenso
     times = schedule.time(torch.linspace(0, 1, steps + 1, dtype=f64) * ends.diff() + ends[0])
     times[0] = schedule.T
     return times
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def slope(h: list[float], errors: list[float]) -> float:
@@ -440,6 +446,46 @@ def test_sample_follows_the_networks_dtype_and_defaults_to_2m_even_in_the_angle(
     assert x.dtype == f64
     states = td.dpm_solver_pp(denoiser, normal(3, 2), td.uniform_angle(denoiser.schedule, 20), order=2)
     assert torch.equal(x, td.final(states))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "made", "grid"),
+    [
+        (None, 20, td.dpm_solver_pp, td.uniform_angle),
+        (td.ddpm, 20, td.ddpm, td.uniform_angle),
+        (td.heun, 20, td.heun, partial(td.karras, sigma_max=80.0)),
+        (partial(td.heun), 20, td.heun, partial(td.karras, sigma_max=80.0)),
+        (td.consistency, 2, td.consistency, td.root_angle),
+    ],
+)
+def test_what_is_not_said_suits_the_sampler(sampler, steps: int, made, grid, mixture: td.GaussianMixture) -> None:
+    denoiser = mixture.denoiser(td.cosine())
+    x, (noise, noisy) = td.sample(denoiser, (4, 2), sampler=sampler, generator=seeded(4)), (seeded(4), {})
+    start = torch.randn(4, 2, generator=noise)
+    if "generator" in inspect.signature(made).parameters:
+        noisy = {"generator": noise}
+    assert torch.equal(x, td.final(made(denoiser, start, grid(denoiser.schedule, steps), **noisy)))
+
+
+def test_a_consistency_model_is_sampled_as_one_also_within_a_wrapper(mixture: td.GaussianMixture) -> None:
+    model = td.X0Denoiser(_Scale(), td.cosine())
+    model.info = {"teacher": "mnist"}
+    for denoiser in (model, td.Clipped(model)):
+        x = td.sample(denoiser, (4, 2), generator=seeded(1))
+        assert torch.equal(x, td.sample(denoiser, (4, 2), steps=2, sampler=td.consistency, generator=seeded(1)))
+        assert not torch.equal(x, td.sample(denoiser, (4, 2), sampler=td.dpm_solver_pp, generator=seeded(1)))
+
+
+def test_heun_is_sane_where_its_grid_is_not_said() -> None:
+    """On `cosine` sigma/alpha is 2e4 at T: with steps even in the angle the first is far too long for a rule in it."""
+    world, schedule, x = td.GaussianMixture(torch.tensor([[0.5, -0.3]], dtype=f64), 0.25), td.cosine(), normal(500, 2)
+    exact = td.gaussian_flow(schedule, world.means[0], world.stds[0], x, schedule.T, 0)
+    errors = [
+        (td.final(td.heun(world.denoiser(schedule), x, grid(schedule, 10))) - exact).norm(dim=1).mean().item()
+        for grid in (usual(world.denoiser(schedule), td.heun)[2], td.uniform_angle)
+    ]
+    assert errors[0] < 0.25 / 2  # half the world's standard deviation
+    assert errors[1] > 5 * errors[0]
 
 
 class _Scale(nn.Module):

@@ -130,12 +130,22 @@ def test_grids_are_even_in_their_own_measure() -> None:
         partial(td.root_angle, power=1 / 3): lambda t: torch.atan2(*schedule(t)[::-1]) ** 3,
         lambda s, n: td.uniform_log_snr(s, n)[:-1]: schedule.half_log_snr,
         lambda s, n: td.karras(s, n)[:-1]: lambda t: (-schedule.half_log_snr(t) / 7).exp(),
+        lambda s, n: td.karras(s, n, sigma_max=80)[:-1]: lambda t: (-schedule.half_log_snr(t) / 7).exp(),
     }
     for grid, measure in even.items():
         gaps = measure(grid(schedule, 9)).diff()
         torch.testing.assert_close(gaps, gaps[:1].expand_as(gaps), rtol=1e-8, atol=0)
     for grid in (td.uniform_log_snr, td.karras):
         assert grid(schedule, 9)[-2].item() == pytest.approx(1, rel=1e-9)
+
+
+def test_karras_starts_from_sigma_max_where_the_schedule_goes_beyond() -> None:
+    schedule = td.cosine()
+    times = td.karras(schedule, 9, sigma_max=80)
+    assert (-schedule.half_log_snr(times[0])).exp().item() == pytest.approx(80, rel=1e-9)
+    assert (times.diff() < 0).all()
+    assert times[-1] == 0
+    assert torch.equal(td.karras(schedule, 9, sigma_max=1e9), td.karras(schedule, 9))
 
 
 def test_alpha_and_sigma_are_cosine_and_sine_of_the_angle(schedule: td.Schedule) -> None:
@@ -163,6 +173,10 @@ def test_even_angles_are_the_same_noise_levels_on_every_schedule() -> None:
     [
         (lambda: td.linear(0), "T = 0 must be a whole number of at least 1"),
         (lambda: td.uniform(td.linear(), 2.5), "steps = 2.5 must be a whole number"),
+        (
+            lambda: td.karras(td.linear(), 5, sigma_max=0),
+            "sigma_max = 0 must be above 0.01, this schedule's sigma/alpha",
+        ),
         (lambda: td.linear()(1001), "t = 1001 is not a time of this schedule"),
         (lambda: td.linear()(torch.tensor([5.0, -0.5])), "t = -0.5 is not a time"),
         (lambda: td.linear()(math.nan), "t = nan is not a time"),

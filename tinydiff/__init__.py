@@ -8,7 +8,7 @@ from tinydiff.classifier import Classifier, train_classifier
 from tinydiff.data import digits, mnist, toy
 from tinydiff.denoise import Denoiser, EpsDenoiser, VDenoiser, X0Denoiser
 from tinydiff.diffuse import bits_per_dim, ddpm_loss, q_posterior, q_sample, stratified_times, variational_bound
-from tinydiff.distill import consistency, consistency_distillation_loss, consistency_training_loss, distill
+from tinydiff.distill import consistency_distillation_loss, consistency_training_loss, distill
 from tinydiff.evaluate import Evaluation, evaluate
 from tinydiff.exact import EmpiricalDenoiser, GaussianMixture, gaussian_flow
 from tinydiff.guide import ClassifierFree, ClassifierGuided, Clipped, DynamicThreshold
@@ -17,7 +17,7 @@ from tinydiff.nets import MLP, UNet
 from tinydiff.observe import Conditioned, Downsample, Mask, Projected
 from tinydiff.pretrained import load_autoencoder, load_classifier, load_pretrained
 from tinydiff.restore import inpaint, remove_noise, resampling, sdedit, starting_at
-from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final, sample, step
+from tinydiff.sample import State, consistency, ddim, ddpm, dpm_solver_pp, final, sample, step
 from tinydiff.schedule import (
     Schedule,
     cosine,

@@ -109,7 +109,7 @@ def sample(args: argparse.Namespace) -> None:
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"--out {out} must end in .png (a picture) or .npy (an array).")
     denoiser = _load(args.checkpoint, parallel.start(choose_device(args.device)))
-    options = _how(args, denoiser) | {"label": args.label}
+    options = _how(args) | {"label": args.label}
     start = time.perf_counter()
     if out.suffix == ".png":
         run.picture(denoiser, out, args.num, progress=True, **options)
@@ -125,7 +125,7 @@ def sample(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a model of MNIST beside real test digits."""
     denoiser = _load(args.checkpoint, choose_device(args.device))
-    print(td.evaluate(denoiser, args.num, **_how(args, denoiser)))
+    print(td.evaluate(denoiser, args.num, **_how(args)))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -169,12 +169,9 @@ def compare(args: argparse.Namespace) -> None:
     print(f"{out} holds table.md, table.csv and figure.png; seconds are CPU time on a CPU, and noisy: look at ratios")
 
 
-def _how(args: argparse.Namespace, denoiser: td.Denoiser) -> dict[str, Any]:
-    """How the command is to sample: what was distilled by `consistency`, unless told otherwise."""
-    name = args.sampler or ("consistency" if "teacher" in denoiser.info else "dpm_solver_pp")
-    grid, usual = (td.root_angle, 2) if name == "consistency" else (td.uniform_angle, 20)
-    steps = usual if args.steps is None else args.steps
-    return {"steps": steps, "sampler": SAMPLERS[name], "grid": grid, "seed": args.seed}
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """How the command is to sample."""
+    return {"steps": args.steps, "sampler": SAMPLERS.get(args.sampler), "seed": args.seed}
 
 
 def _load(checkpoint: str, device: torch.device) -> td.Denoiser:

@@ -5,7 +5,6 @@ real data, the floor. `choose` and `rule` turn the rows into a decision.
 """
 
 import csv
-import inspect
 import io
 import math
 import statistics
@@ -22,13 +21,12 @@ from tqdm.auto import tqdm
 
 from tinydiff import files, metrics, plot
 from tinydiff.data import TOYS, digits, toy
+from tinydiff.denoise import info_of
 from tinydiff.diffuse import randn
-from tinydiff.distill import consistency
 from tinydiff.evaluate import LEAST, MOST, features, load_reference
 from tinydiff.guide import Wrapper
-from tinydiff.pretrained import AUTOENCODER, info_of, load_classifier, pictures
-from tinydiff.sample import State, ddim, ddpm, dpm_solver_pp, final
-from tinydiff.schedule import Schedule, root_angle, uniform_angle
+from tinydiff.pretrained import AUTOENCODER, load_classifier, pictures
+from tinydiff.sample import Grid, Sampler, consistency, ddim, ddpm, dpm_solver_pp, final, launch, usual
 from tinydiff.solvers import heun
 from tinydiff.train import fast_dtype
 
@@ -40,20 +38,21 @@ PAIRS = 10  # of real sets, to tell how far apart those are
 
 @dataclass(frozen=True)
 class Way:
-    """A way to sample: a sampler, its grid and the network calls that it is tried with.
+    """A way to sample: a sampler, the network calls that it is tried with, and its grid, if not the one `sample` takes.
 
     Solvers that look ahead make several calls a step, and get as many steps as fit; their last, to t = 0, takes one.
     """
 
     denoiser: Any
-    sampler: Callable[..., Iterator[State]]
+    sampler: Sampler
     calls: tuple[int, ...]
-    grid: Callable[[Schedule, int], Tensor] = uniform_angle
+    grid: Grid | None = None
     calls_a_step: int = 1
 
     def times(self, calls: int) -> Tensor:
         """The grid of as many steps as fit into the calls."""
-        return self.grid(self.denoiser.schedule, (calls - 1) // self.calls_a_step + 1)
+        _, steps, grid = usual(self.denoiser, self.sampler, (calls - 1) // self.calls_a_step + 1, self.grid)
+        return grid(self.denoiser.schedule, steps)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def ways(denoiser: Any, calls: Sequence[int], student: Any = None) -> dict[str, 
         "SDE DPM-Solver++ 2M": Way(denoiser, partial(dpm_solver_pp, eta=1.0), calls),
     }
     if student is not None:
-        found[STUDENT] = Way(student, consistency, (1, 2, 4), root_angle)
+        found[STUDENT] = Way(student, consistency, (1, 2, 4))
     return found
 
 
@@ -268,14 +267,13 @@ def drawn(way: Way, calls: int, yardstick: Yardstick, n: int, seed: int, batch: 
     tensors = [*inner.parameters(), *inner.buffers()] if isinstance(inner, nn.Module) else []
     generator, y = torch.Generator().manual_seed(seed), yardstick.classes(n, seed)
     noise = randn((n, *yardstick.shape), generator, tensors[0] if tensors else torch.empty(0))
-    noisy = {"generator": generator} if "generator" in inspect.signature(way.sampler).parameters else {}
     dtype, times, parts = fast_dtype(noise), way.times(calls), []
     clock = time.process_time if noise.device.type == "cpu" else time.perf_counter  # .cpu() below waits for a GPU
     start = clock()
     with torch.autocast(noise.device.type, dtype, enabled=dtype != noise.dtype):
         for rows in torch.split(torch.arange(n), batch):
             cond = {} if y is None else {"y": y[rows].to(noise.device)}
-            x = final(way.sampler(denoiser, noise[rows], times, **noisy, **cond))
+            x = final(launch(way.sampler, denoiser, noise[rows], times, generator, cond))
             parts.append(pictures(inner, x).cpu())
     return torch.cat(parts), denoiser.calls // len(parts), clock() - start
 

@@ -90,3 +90,10 @@ class VDenoiser(Denoiser):
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * noise - sigma * x0
+
+
+def info_of(denoiser: Any) -> dict[str, Any]:
+    """The `info` of a denoiser, or of the one inside its wrappers."""
+    while hasattr(denoiser, "denoiser"):
+        denoiser = denoiser.denoiser
+    return getattr(denoiser, "info", {})

@@ -7,7 +7,7 @@ a denoiser like any other, to be saved, loaded and called as one.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any
 
@@ -17,25 +17,9 @@ from torch import Tensor
 from tinydiff.denoise import Denoiser, VDenoiser
 from tinydiff.diffuse import q_sample, randn
 from tinydiff.guide import ClassifierFree, Wrapper
-from tinydiff.sample import State, estimate, eval_mode, intervals, step
+from tinydiff.sample import estimate, eval_mode, intervals, step
 from tinydiff.schedule import Schedule, quadratic, root_angle
 from tinydiff.train import EMA, Progress, train
-
-
-def consistency(
-    denoiser: Any, x: Tensor, times: Tensor, *, generator: torch.Generator | None = None, **cond: Any
-) -> Iterator[State]:
-    """Multistep consistency sampling: denoise, re-noise, repeat (Song et al. 2023, alg. 1).
-
-    x0 = f(x_t, t), then x_s = alpha_s x0 + sigma_s z with fresh z ~ N(0, I). One step is the denoiser's answer itself.
-    Arguments, yields and errors as for `ddim`. The times say how much noise is put back: best as much as `root_angle`
-    does, sample(denoiser, shape, steps=2, sampler=consistency, grid=root_angle); for one step no grid matters.
-    """
-    schedule = denoiser.schedule
-    for t, s in intervals(schedule, times):
-        x0 = estimate(denoiser, x, t, cond)
-        x = q_sample(schedule, x0, s, generator=generator) if s > 0 else x0
-        yield State(s, x, x0)
 
 
 def ddim_step(denoiser: Any, x: Tensor, t: Tensor, s: Tensor, **cond: Any) -> Tensor:
@@ -213,7 +197,7 @@ def distill(
         student = copy.deepcopy(teacher)
         ema = EMA(student, decay=0.99)
         for p in distill(student, teacher, batches(x, y, size=128), ema=ema, seconds=600, lr=3e-3, **PICTURES): ...
-        sample(ema.denoiser, (64, 1, 28, 28), steps=2, sampler=consistency, grid=root_angle, y=labels)
+        sample(ema.denoiser, (64, 1, 28, 28), steps=2, sampler=consistency, y=labels)
 
     No data set is needed: the teacher's own samples do, `x = sample(teacher, (4096, 1, 28, 28), y=y)`.
 

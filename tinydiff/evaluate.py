@@ -6,7 +6,6 @@ another classifier.
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,10 +17,10 @@ from tqdm.auto import tqdm
 from tinydiff import metrics
 from tinydiff.checkpoint import read, strip
 from tinydiff.classifier import Classifier
+from tinydiff.denoise import info_of
 from tinydiff.guide import ClassifierGuided
-from tinydiff.pretrained import AUTOENCODER, CLASSIFIER, info_of, load_classifier, pictures, verified
-from tinydiff.sample import State, dpm_solver_pp, sample
-from tinydiff.schedule import Schedule, uniform_angle
+from tinydiff.pretrained import AUTOENCODER, CLASSIFIER, load_classifier, pictures, verified
+from tinydiff.sample import Grid, Sampler, sample, usual
 
 LEAST = 500  # samples; fewer span no covariance of 64 features to speak of
 MOST = 10_000  # training digits, and samples, that precision and recall compare
@@ -102,9 +101,9 @@ def evaluate(
     denoiser: Any,
     n: int = 10_000,
     *,
-    steps: int = 20,
-    sampler: Callable[..., Iterator[State]] = dpm_solver_pp,
-    grid: Callable[[Schedule, int], Tensor] = uniform_angle,
+    steps: int | None = None,
+    sampler: Sampler | None = None,
+    grid: Grid | None = None,
     seed: int = 0,
     batch: int = 500,
     progress: bool = True,
@@ -125,6 +124,7 @@ def evaluate(
         ValueError: the denoiser does not make MNIST digits, or n is too small.
     """
     takes_y, shape = _check(denoiser, n)
+    sampler, steps, grid = usual(denoiser, sampler, steps, grid)
     y = torch.arange(n) % 10
     parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else iter(())
     device = next(parameters, torch.empty(0)).device

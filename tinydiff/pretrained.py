@@ -16,7 +16,7 @@ from torch import Tensor
 from tinydiff.autoencoder import Autoencoder
 from tinydiff.checkpoint import load, read, strip
 from tinydiff.classifier import Classifier
-from tinydiff.denoise import Denoiser
+from tinydiff.denoise import Denoiser, info_of
 from tinydiff.schedule import Schedule
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -80,13 +80,6 @@ def load_autoencoder(device: torch.device | str = "cpu") -> Autoencoder:
     autoencoder.load_state_dict(weights, assign=True)
     autoencoder.info = json.loads(header["info"])
     return autoencoder.to(device).eval().requires_grad_(False)
-
-
-def info_of(denoiser: Any) -> dict[str, Any]:
-    """The `info` of a denoiser, or of the one inside its wrappers."""
-    while hasattr(denoiser, "denoiser"):
-        denoiser = denoiser.denoiser
-    return getattr(denoiser, "info", {})
 
 
 def pictures(denoiser: Any, x: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ Short functions for any denoiser and sampler; `tinydiff.observe` has the denoise
 answers are exact and which approximate is said in each docstring, and measured in tests/test_restore.py.
 """
 
-import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from tinydiff.diffuse import q_sample, randn
 from tinydiff.observe import Mask
-from tinydiff.sample import State, ddpm, dpm_solver_pp, final
+from tinydiff.sample import Grid, Sampler, State, ddpm, dpm_solver_pp, final, launch, usual
 from tinydiff.schedule import Schedule, match, uniform_angle
 
 SDE = partial(dpm_solver_pp, eta=1.0)
@@ -30,7 +29,7 @@ def inpaint(
     *,
     known: Tensor,
     mask: Tensor,
-    sampler: Callable[..., Iterator[State]] = ddpm,
+    sampler: Sampler = ddpm,
     generator: torch.Generator | None = None,
     **cond: Any,
 ) -> Iterator[State]:
@@ -78,7 +77,7 @@ def inpaint(
             ratio = schedule(s)[0] / schedule(t)[0]
             x = match(ratio, x) * x + match((1 - ratio**2).sqrt(), x) * randn(x.shape, generator, x)
         else:
-            ((_, x, x0),) = sampler(denoiser, x, torch.stack([t, s]), **_with_generator(sampler, generator, cond))
+            ((_, x, x0),) = launch(sampler, denoiser, x, torch.stack([t, s]), generator, cond)
             x = merge(q_sample(schedule, known, s, generator=generator) if s > 0 else known, x)
         yield State(s, x, x0)
 
@@ -107,9 +106,7 @@ def resampling(times: Tensor, jump: int = 5, repeats: int = 10) -> Tensor:
     return joined
 
 
-def starting_at(
-    schedule: Schedule, steps: int, t: Tensor | float, grid: Callable[[Schedule, int], Tensor] = uniform_angle
-) -> Tensor:
+def starting_at(schedule: Schedule, steps: int, t: Tensor | float, grid: Grid = uniform_angle) -> Tensor:
     """A grid from t to 0 instead of from T: (steps+1,) float64, spaced as `grid` spaces a schedule that ends near t.
 
     Raises:
@@ -128,8 +125,8 @@ def remove_noise(
     std: float,
     *,
     steps: int = 20,
-    sampler: Callable[..., Iterator[State]] = SDE,
-    grid: Callable[[Schedule, int], Tensor] = uniform_angle,
+    sampler: Sampler = SDE,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
     **cond: Any,
 ) -> Tensor:
@@ -167,8 +164,8 @@ def sdedit(
     t: float,
     *,
     steps: int = 20,
-    sampler: Callable[..., Iterator[State]] = SDE,
-    grid: Callable[[Schedule, int], Tensor] = uniform_angle,
+    sampler: Sampler = SDE,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
     **cond: Any,
 ) -> Tensor:
@@ -197,18 +194,12 @@ def _downwards(
     x: Tensor,
     t: Tensor | float,
     steps: int,
-    sampler: Callable[..., Iterator[State]],
-    grid: Callable[[Schedule, int], Tensor],
+    sampler: Sampler,
+    grid: Grid | None,
     generator: torch.Generator | None,
     cond: dict[str, Any],
 ) -> Tensor:
     """From x at time t to data."""
+    sampler, steps, grid = usual(denoiser, sampler, steps, grid)
     times = starting_at(denoiser.schedule, steps, t, grid)
-    return final(sampler(denoiser, x, times, **_with_generator(sampler, generator, cond)))
-
-
-def _with_generator(
-    sampler: Callable[..., Iterator[State]], generator: torch.Generator | None, cond: dict[str, Any]
-) -> dict[str, Any]:
-    """The keyword arguments of a sampler, which need not know generators."""
-    return {**cond, "generator": generator} if "generator" in inspect.signature(sampler).parameters else cond
+    return final(launch(sampler, denoiser, x, times, generator, cond))

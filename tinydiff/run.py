@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import inspect
 import json
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -21,6 +20,7 @@ from tinydiff.data import TOYS, mnist_is_here
 from tinydiff.diffuse import randn
 from tinydiff.distill import PICTURES
 from tinydiff.pretrained import AUTOENCODER, pictures
+from tinydiff.sample import Sampler, launch, usual
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def train(
         checkpoint=checkpoint,
         clock=parallel.clock,
     )
-    _run(steps_of_training, ema, out, steps, minutes, {})
+    _run(steps_of_training, ema, out, steps, minutes)
     return ema.denoiser
 
 
@@ -202,7 +202,7 @@ def distill(
         checkpoint=checkpoint,
         **recipe.distilling,
     )
-    _run(states, ema, out, steps, minutes, {"sampler": td.consistency, "grid": td.root_angle, "steps": 2})
+    _run(states, ema, out, steps, minutes)
     return ema.denoiser
 
 
@@ -212,14 +212,13 @@ def _run(
     out: Path,
     steps: int | None,
     minutes: float | None,
-    previews: dict[str, Any],
 ) -> None:
-    """Train to the end under the eyes of the user; previews are drawn with those options of `draw`."""
+    """Train to the end under the eyes of the user."""
     with closing(states):  # Ctrl-C between two steps writes the checkpoint, too
         on_cpu = next(ema.denoiser.parameters()).device.type == "cpu"
         timed = minutes is not None and on_cpu and parallel.world() == 1
-        _follow(balanced(states) if timed else states, ema, out, steps, minutes, previews)
-    picture(ema.denoiser, out / "samples.png", **previews)
+        _follow(balanced(states) if timed else states, ema, out, steps, minutes)
+    picture(ema.denoiser, out / "samples.png")
 
 
 def balanced(states: Iterator[td.Progress], every: float = 60.0) -> Iterator[td.Progress]:
@@ -281,7 +280,6 @@ def _follow(
     out: Path,
     steps: int | None,
     minutes: float | None,
-    previews: dict[str, Any],
 ) -> None:
     """The progress bar, the log and the previews."""
     log_path = out / "log.csv"
@@ -301,7 +299,7 @@ def _follow(
                 bar.set_postfix_str(f"loss {smooth:.3f}, {p.images_per_second:.0f} samples/s")
                 logged = p.seconds
             if p.seconds >= preview:
-                picture(ema.denoiser, out / "samples.png", **previews)
+                picture(ema.denoiser, out / "samples.png")
                 preview = 2 * p.seconds
 
 
@@ -309,9 +307,8 @@ def draw(
     denoiser: td.Denoiser,
     n: int,
     *,
-    steps: int = 20,
-    sampler: Callable[..., Iterator[td.State]] = td.dpm_solver_pp,
-    grid: Callable[[td.Schedule, int], Tensor] = td.uniform_angle,
+    steps: int | None = None,
+    sampler: Sampler | None = None,
     seed: int = 0,
     label: int | None = None,
     progress: bool = False,
@@ -333,9 +330,9 @@ def draw(
     noise, mine = randn((n, *shape), generator, parameter), parallel.share(n)
     if parallel.rank():
         generator.manual_seed(seed + parallel.rank())  # the shares' later noise must differ
-    times = grid(denoiser.schedule, steps)
-    noisy = {"generator": generator} if "generator" in inspect.signature(sampler).parameters else {}
-    states = sampler(denoiser, noise[mine], times, y=y[mine].to(noise.device), **noisy)
+    sampler, steps, grid = usual(denoiser, sampler, steps)
+    times, cond = grid(denoiser.schedule, steps), {"y": y[mine].to(noise.device)}
+    states = launch(sampler, denoiser, noise[mine], times, generator, cond)
     x = td.final(tqdm(states, total=steps, desc="sampling", disable=not progress or parallel.rank() > 0))
     return parallel.gather(x, n).cpu(), y
 

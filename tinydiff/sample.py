@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tinydiff.diffuse import randn
-from tinydiff.schedule import Schedule, match, uniform_angle
+from tinydiff.denoise import info_of
+from tinydiff.diffuse import q_sample, randn
+from tinydiff.schedule import Schedule, match, root_angle, uniform_angle
 
 
 class State(NamedTuple):
@@ -209,6 +210,22 @@ def _combine(move: _Move, x: Tensor, x0s: list[Tensor], generator: torch.Generat
     return x_s.add_(randn(x.shape, generator, x), alpha=move.noise) if move.noise else x_s
 
 
+def consistency(
+    denoiser: Any, x: Tensor, times: Tensor, *, generator: torch.Generator | None = None, **cond: Any
+) -> Iterator[State]:
+    """Multistep consistency sampling: denoise, re-noise, repeat (Song et al. 2023, alg. 1).
+
+    x0 = f(x_t, t), then x_s = alpha_s x0 + sigma_s z with fresh z ~ N(0, I). One step is the denoiser's answer itself.
+    Arguments, yields and errors as for `ddim`. The times say how much noise is put back: best as much as `root_angle`
+    does; for one step no grid matters.
+    """
+    schedule = denoiser.schedule
+    for t, s in intervals(schedule, times):
+        x0 = estimate(denoiser, x, t, cond)
+        x = q_sample(schedule, x0, s, generator=generator) if s > 0 else x0
+        yield State(s, x, x0)
+
+
 def final(states: Iterable[State]) -> Tensor:
     """The last x of a sampler: runs it to the end.
 
@@ -221,13 +238,18 @@ def final(states: Iterable[State]) -> Tensor:
     return last[0].x
 
 
+Sampler = Callable[..., Iterator[State]]
+Grid = Callable[[Schedule, int], Tensor]
+GRIDS: dict[Sampler, Grid] = {consistency: root_angle}  # of samplers that `uniform_angle` does not suit
+
+
 def sample(
     denoiser: Any,
     shape: tuple[int, ...],
     *,
-    steps: int = 20,
-    sampler: Callable[..., Iterator[State]] = dpm_solver_pp,
-    grid: Callable[[Schedule, int], Tensor] = uniform_angle,
+    steps: int | None = None,
+    sampler: Sampler | None = None,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
     **cond: Any,
@@ -237,10 +259,12 @@ def sample(
     Args:
         denoiser: any `denoiser(x, t, **cond) -> x0_hat` with a `.schedule`; its parameters set the dtype and device.
         shape: (B, ...), the number of samples first.
-        steps: number of steps, for most samplers also of network calls.
-        sampler: such as `ddim`; set its options with functools.partial(ddim, eta=0.5).
-        grid: makes the times, such as `uniform` or `karras`. The default serves every schedule; on 2-D data `quadratic`
-            does better still with 10 steps (measured in benchmarks/README.md).
+        steps: number of steps, for most samplers also of network calls; 20 if not said, 2 for `consistency`.
+        sampler: such as `ddim`; set its options with functools.partial(ddim, eta=0.5). If not said `dpm_solver_pp`, and
+            `consistency` for a consistency model.
+        grid: makes the times, such as `uniform`. If not said what suits the sampler: `uniform_angle`, for `heun`
+            `karras` from sigma/alpha = 80, for `consistency` `root_angle`. On 2-D data `quadratic` does better still
+            with 10 steps (measured in benchmarks/README.md).
         generator: source of all randomness; the same seed gives the same samples.
         progress: show a progress bar.
         cond: passed to the denoiser, such as y=labels of shape (B,).
@@ -250,10 +274,29 @@ def sample(
     """
     tensors = [*denoiser.parameters(), *denoiser.buffers()] if isinstance(denoiser, nn.Module) else []
     x = randn(tuple(shape), generator, tensors[0] if tensors else torch.empty(0))
-    if "generator" in inspect.signature(sampler).parameters:
-        cond["generator"] = generator
-    states = sampler(denoiser, x, grid(denoiser.schedule, steps), **cond)
+    sampler, steps, grid = usual(denoiser, sampler, steps, grid)
+    states = launch(sampler, denoiser, x, grid(denoiser.schedule, steps), generator, cond)
     return final(tqdm(states, total=steps, desc="sampling", disable=not progress))
+
+
+def usual(
+    denoiser: Any, sampler: Sampler | None = None, steps: int | None = None, grid: Grid | None = None
+) -> tuple[Sampler, int, Grid]:
+    """What is said of (sampler, steps, grid), and for the rest what `sample` takes by itself."""
+    if sampler is None:
+        sampler = consistency if "teacher" in info_of(denoiser) else dpm_solver_pp
+    if steps is None:
+        steps = 2 if sampler is consistency else 20
+    return sampler, steps, grid or GRIDS.get(getattr(sampler, "func", sampler), uniform_angle)
+
+
+def launch(
+    sampler: Sampler, denoiser: Any, x: Tensor, times: Tensor, generator: torch.Generator | None, cond: dict[str, Any]
+) -> Iterator[State]:
+    """sampler(denoiser, x, times, **cond), and the generator to samplers that take one."""
+    if "generator" in inspect.signature(sampler).parameters:
+        cond = {**cond, "generator": generator}
+    return sampler(denoiser, x, times, **cond)
 
 
 def intervals(schedule: Schedule, times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

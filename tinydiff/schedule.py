@@ -3,6 +3,7 @@
 A schedule is one table, log alpha_bar at t = 0, 1, ..., T, read linearly in between. t = 0 is clean data.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -217,18 +218,26 @@ def _at_angles(schedule: Schedule, share: Tensor) -> Tensor:
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 
-def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
+def karras(schedule: Schedule, steps: int, rho: float = 7.0, sigma_max: float = math.inf) -> Tensor:
     """Times evenly spaced in (sigma_t/alpha_t)^(1/rho) from T to t = 1, then 0: (steps+1,) float64.
 
-    Source: Karras et al. 2022 (EDM), eq. 5.
+    Where sigma/alpha exceeds `sigma_max` at T, they start from where it is that: 80 with EDM, which leaves 1/80 of the
+    data's scale in what is then taken for pure noise. Source: Karras et al. 2022 (EDM), eq. 5 and table 1.
+
+    Raises:
+        ValueError: sigma_max is not above sigma/alpha at t = 1.
     """
-    ends = (-schedule.half_log_snr(torch.tensor([schedule.T, 1.0])) / rho).exp()
-    ramp = torch.linspace(0, 1, _steps(steps, "steps"), dtype=torch.float64) * ends.diff() + ends[0]
+    low, high = (-schedule.half_log_snr(torch.tensor([1.0, schedule.T]))).exp().tolist()
+    if not sigma_max > low:
+        raise ValueError(f"sigma_max = {sigma_max} must be above {low:.3g}, this schedule's sigma/alpha at t = 1.")
+    start, end = min(high, sigma_max) ** (1 / rho), low ** (1 / rho)
+    ramp = start + torch.linspace(0, 1, _steps(steps, "steps"), dtype=torch.float64) * (end - start)
     return _to_zero(schedule, -rho * ramp.log())
 
 
 def _to_zero(schedule: Schedule, half_log_snr: Tensor) -> Tensor:
-    """Times of a rising lambda grid that starts at T, with t = 0 appended."""
+    """Times of a rising lambda grid, with t = 0 appended."""
     times = schedule.time(half_log_snr)
-    times[0] = schedule.T  # exactly, not within rounding
+    if times[0] > (1 - 1e-9) * schedule.T:
+        times[0] = schedule.T  # exactly, not within rounding
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tinydiff.sample import State, estimate, intervals, step
-from tinydiff.schedule import Schedule
+from tinydiff.sample import GRIDS, State, estimate, intervals, step
+from tinydiff.schedule import Schedule, karras
 
 
 def dpm_solver_pp_singlestep(
@@ -63,7 +63,8 @@ def heun(denoiser: Any, x: Tensor, times: Tensor, **cond: Any) -> Iterator[State
     """Heun's method in sigma/alpha: step with the mean of eps_hat at t and s (Karras et al. 2022, alg. 1). Order 2.
 
     Two network calls a step, one for a step to t = 0. It wants small steps in sigma/alpha: few of them from where that
-    is huge, 2e4 at the T of `cosine`, end far off (44 floors on MNIST with 50 calls, benchmarks/README.md).
+    is huge, 2e4 at the T of `cosine`, end far off (44 floors on MNIST with 50 calls, benchmarks/README.md). So `sample`
+    starts it, as its authors do, where sigma/alpha = 80.
     """
     schedule = denoiser.schedule
     for t, s in intervals(schedule, times):
@@ -74,6 +75,9 @@ def heun(denoiser: Any, x: Tensor, times: Tensor, **cond: Any) -> Iterator[State
             guess = _x0(schedule, x, (ends[0] + ends[1]) / 2, t)
         x = step(schedule, x, guess, t, s)
         yield State(s, x, x0)
+
+
+GRIDS[heun] = partial(karras, sigma_max=80.0)
 
 
 def invert(denoiser: Any, x0: Tensor, times: Tensor, **cond: Any) -> Iterator[State]:
