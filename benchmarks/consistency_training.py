@@ -106,10 +106,9 @@ def plane(seconds: float, seeds: int, wanted: str) -> None:
                 continue
             torch.manual_seed(seed)
             model, updates = make(ISLANDS.sample(20_000, seeded(seed)), seed)
-            options: dict[str, Any] = {"sampler": td.consistency, "grid": td.root_angle}
             cells = [
                 energy_distance(
-                    td.sample(model, (4000, 2), steps=k, generator=seeded(1000), **options),
+                    td.sample(model, (4000, 2), steps=k, sampler=td.consistency, generator=seeded(1000)),
                     ISLANDS.sample(4000, seeded(2000 + k)),
                 )
                 for k in (1, 2, 4)
@@ -121,8 +120,7 @@ def digits(seconds: float) -> None:
     (x, y), teacher, recipe = td.digits(), td.load_pretrained("digits"), RECIPES["digits"]
 
     def show(name: str, denoiser: td.Denoiser, sampler: Any, steps: int) -> None:
-        grid = td.root_angle if sampler is td.consistency else td.uniform_angle
-        made = td.sample(denoiser, x.shape, steps=steps, sampler=sampler, grid=grid, generator=seeded(0), y=y)
+        made = td.sample(denoiser, x.shape, steps=steps, sampler=sampler, generator=seeded(0), y=y)
         a, b = made.flatten(1), x.flatten(1)
         print(
             f"{name:24}{steps:6}{frechet_distance(a, b):10.2f}{sliced_wasserstein(a, b, generator=seeded(1)):12.4f}",

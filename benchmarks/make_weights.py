@@ -81,7 +81,7 @@ def figures(denoiser: td.Denoiser) -> tuple[dict[str, float], dict[str, float]]:
     if "teacher" in denoiser.info:
         values, floor = {}, {}
         for steps in (1, 2, 4):
-            found = td.evaluate(denoiser, steps=steps, sampler=td.consistency, grid=td.root_angle)
+            found = td.evaluate(denoiser, steps=steps)
             values |= {f"{key}, consistency {steps}": value for key, value in vars(found.samples).items()}
             floor |= {f"{key}, consistency {steps}": value for key, value in vars(found.real).items()}
         return values, floor

@@ -99,7 +99,7 @@ def methods(denoiser: Any, student: Any, task: Task, n: int, args: argparse.Name
     projected, conditioned = td.Projected(denoiser, *seen), td.Conditioned(denoiser, *seen)
     both, edited = td.Projected(conditioned, *seen), td.Projected(student, *seen)
     draw = partial(td.sample, shape=(n, *SHAPE), steps=args.steps, sampler=SDE)
-    edit = partial(td.sample, shape=(n, *SHAPE), sampler=td.consistency, grid=td.root_angle)
+    edit = partial(td.sample, shape=(n, *SHAPE), sampler=td.consistency)
     found: dict[str, tuple[int, Any]] = {
         "Projected": (args.draws, lambda g, **c: draw(projected, generator=g, **c)),
         "Conditioned": (1, lambda g, **c: draw(conditioned, generator=g, **c)),

@@ -25,6 +25,7 @@ from tinydiff import plot
 from tinydiff.compare import Counted
 from tinydiff.evaluate import load_reference, measure
 from tinydiff.metrics import energy_distance
+from tinydiff.sample import Grid, usual
 
 CALLS = (5, 8, 10, 15, 20, 50, 100, 1000)
 GRIDS = (td.uniform, td.uniform_log_snr, td.quadratic, td.uniform_angle, td.karras)
@@ -159,17 +160,19 @@ def digits(denoiser: Any, solver: Solver, times: Tensor, n: int, seed: int, batc
 
 
 def mnist(
-    names: list[str], calls: tuple[int, ...], grid: Callable[..., Tensor], seeds: int, n: int, batch: int, out: Path
+    names: list[str], calls: tuple[int, ...], grid: Grid | None, seeds: int, n: int, batch: int, out: Path
 ) -> None:
     denoiser = td.load_pretrained("mnist")
     floor = load_reference().real(n).frechet
     solvers = {name: solver for name, solver in {**STOCHASTIC, **DETERMINISTIC}.items() if name in names}
     rows: dict[str, list[list[float]]] = {}
     y = torch.arange(n) % 10
-    print(f"\nMNIST, n = {n}, {seeds} seeds, grid {grid.__name__}; floor: {n} real test digits, {floor:.3f}")
+    chosen = grid.__name__ if grid else "as usual"
+    print(f"\nMNIST, n = {n}, {seeds} seeds, grid {chosen}; floor: {n} real test digits, {floor:.3f}")
     for name, solver in solvers.items():
         for c in calls:
-            start, times = time.perf_counter(), grid(denoiser.schedule, solver.steps(c))
+            _, steps, spaced = usual(denoiser, solver.run, solver.steps(c), grid)
+            start, times = time.perf_counter(), spaced(denoiser.schedule, steps)
             found = [measure(digits(denoiser, solver, times, n, seed, batch), y) for seed in range(seeds)]
             distance, agreement = [q.frechet for q in found], statistics.mean(q.agreement for q in found)
             rows.setdefault(name, []).append(distance)
@@ -181,7 +184,7 @@ def mnist(
             )
     in_floors = {name: [[v / floor for v in cell] for cell in cells] for name, cells in rows.items()}
     table("Frechet distance in floors", in_floors, calls, "7.2f")
-    path = out / f"mnist-{grid.__name__}.png"
+    path = out / f"mnist-{chosen.replace(' ', '-')}.png"
     picture(path, in_floors, calls, "Frechet distance on MNIST against calls.", ylabel="Frechet distance / floor")
     claims(rows, calls, floor)
 
@@ -286,7 +289,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--n", type=int, help="samples: 2000 points by default, 10000 digits")
     parser.add_argument("--batch", type=int, default=250)
-    parser.add_argument("--grid", default="uniform_angle", choices=[g.__name__ for g in GRIDS], help="for MNIST")
+    parser.add_argument("--grid", choices=[g.__name__ for g in GRIDS], help="for MNIST; by default what suits each")
     parser.add_argument("--solvers", nargs="+", help='for MNIST: for example DDPM "DDIM, eta 1/2"; all by default')
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "out")
@@ -302,7 +305,7 @@ def main() -> None:
         names = args.solvers or [*STOCHASTIC, *DETERMINISTIC]
         if unknown := set(names) - {*STOCHASTIC, *DETERMINISTIC}:
             parser.error(f"no solver named {unknown}: choose among {', '.join([*STOCHASTIC, *DETERMINISTIC])}")
-        grid = getattr(td, args.grid)
+        grid = getattr(td, args.grid) if args.grid else None
         mnist(names, args.calls, grid, args.seeds, args.n or 10_000, args.batch, args.out)
 
 
