@@ -149,6 +149,16 @@ def between(w, beta, bt):
     return beta**w * bt ** (1 - w)
 
 
+def paired_in_torch(a, b):
+    d = torch.tensor(a) - torch.tensor(b)
+    return d.mean().item(), (d.std() / len(d) ** 0.5).item()
+
+
+def weight_in_torch(k, N, decay):
+    n = torch.arange(k + 1, N)
+    return (1 - min(decay, (1 + k) / (10 + k))) * ((1 + n) / (10 + n)).clamp(max=decay).prod().item()
+
+
 SOLUTIONS = {name: value for name, value in globals().items() if name in EXERCISES}
 
 
@@ -161,4 +171,12 @@ def test_a_right_answer_passes_on_any_inputs(name):
     """In particular on bfloat16, whose three digits are lost by another order of operations."""
     for seed in range(20):
         verdict = EXERCISES[name].verdict(SOLUTIONS[name], seed)
+        assert verdict, f"seed {seed}: {verdict.text()}"
+
+
+@pytest.mark.parametrize(("name", "short"), [("paired", paired_in_torch), ("weight_of", weight_in_torch)])
+def test_python_numbers_may_pass_through_float32(name, short):
+    """Where the arguments are lists and floats, torch.tensor(a) makes float32, and nothing in the task forbids it."""
+    for seed in range(20):
+        verdict = EXERCISES[name].verdict(short, seed)
         assert verdict, f"seed {seed}: {verdict.text()}"

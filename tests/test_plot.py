@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from tinydiff import plot
@@ -153,6 +154,15 @@ def test_strip_shows_each_frame_under_its_caption():
     assert [int(middle[middle.shape[0] // 2, width * (2 * i + 1) // 6]) for i in range(3)] == [0, 100, 200]
 
 
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_strip_makes_room_for_captions_of_several_lines(lines):
+    """The pictures fill the width, whatever is written above them."""
+    frames = {f"{i}" + "\nmore" * (lines - 1): np.zeros((20, 40), np.uint8) for i in range(6)}
+    drawn = decode(plot.strip(frames, alt="x", columns=3).png)[..., 0]
+    assert (drawn < 128).mean(0)[:5].max() < 0.02  # a margin
+    assert max((row < 128).sum() for row in drawn) > 0.95 * drawn.shape[1]
+
+
 def test_film_plays_all_frames_once():
     frames = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(5)]
     picture = plot.film(frames, alt="x", seconds=2)
@@ -163,6 +173,25 @@ def test_film_plays_all_frames_once():
         film.seek(i)
         assert np.array_equal(np.asarray(film.convert("RGB")), frames[i])
         assert film.info["duration"] == 400
+
+
+@pytest.mark.parametrize("n", [3, 7, 8])
+def test_walks_of_few_points_have_a_colour_each(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list = []
+    monkeypatch.setattr(plot, "_render", lambda figure, alt: figures.append(figure))
+    plot.paths({"a": POINTS[: 2 * n].reshape(2, n, 2)}, alt="Walks.", limit=3)
+    (ax,) = figures[0].axes
+    colours = [line.get_color() for line in ax.lines]
+    ends, starts = ax.collections
+    assert len(colours) == n
+    assert np.allclose(starts.get_offsets(), POINTS[:n])
+    assert np.allclose(ends.get_offsets(), POINTS[n : 2 * n])
+    if n < 8:
+        assert len(set(colours)) == n
+        for marks in ends, starts:
+            assert [tuple(c) for c in marks.get_facecolors()] == [to_rgba(c) for c in colours]
+    else:
+        assert set(colours) == {"0.6"}
 
 
 def test_sixteen_lines_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,9 @@ def strip(frames: Mapping[str, Pixels], *, alt: str, columns: int = 6) -> Pictur
     columns = min(columns, len(frames))
     rows = math.ceil(len(frames) / columns)
     height, width = next(iter(frames.values())).shape[:2]
-    figure = Figure(figsize=(9, rows * (9 / columns * height / width + 0.25)), layout="constrained")
+    lines = 1 + max(caption.count("\n") for caption in frames)
+    row = 9 / columns * height / width + 0.05 + 0.2 * lines
+    figure = Figure(figsize=(9, rows * row), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.axis("off")
@@ -179,12 +181,20 @@ def clouds(panels: Mapping[str, Any], *, alt: str, limit: float | None = None) -
 
 
 def paths(panels: Mapping[str, Points], *, alt: str, limit: float | None = None) -> Picture:
-    """A row of trajectories (steps+1, N, 2) by title: a grey line a point, from a cross (start) to a dot (end)."""
+    """A row of trajectories (steps+1, N, 2) by title, from a cross (start) to a dot (end).
+
+    Each of up to 7 points has a colour of its own, in all panels the same; the lines of more are grey.
+    """
     figure, axes = _row(panels, limit or _reach(panels.values()))
     for ax, states in zip(axes, map(_numpy, panels.values()), strict=True):
-        ax.plot(states[..., 0], states[..., 1], color="0.6", linewidth=0.7, zorder=1)
-        _dots(ax, states[0], 10, color=OKABE_ITO[1], marker="x", linewidths=0.8, zorder=2)
-        _dots(ax, states[-1], 12, color=OKABE_ITO[0], zorder=3)
+        n = states.shape[1]
+        few = n < len(OKABE_ITO)  # all but the last, yellow, are seen well on white
+        line, start, end = (OKABE_ITO[:n],) * 3 if few else (("0.6",), OKABE_ITO[1:2], OKABE_ITO[:1])
+        ax.set_prop_cycle(color=line)
+        ax.plot(states[..., 0], states[..., 1], linewidth=0.7 + 0.2 * few, zorder=1)
+        marks = {"linewidths": 0.6, "edgecolors": "white", "zorder": 2}
+        _dots(ax, states[-1], 36 if few else 14, c=end, **marks)
+        _dots(ax, states[0], 50 if few else 18, c=start, marker="X", **marks)
     return _render(figure, alt)
 
 
