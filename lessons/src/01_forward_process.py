@@ -17,7 +17,7 @@
 # - add noise step by step, and explain the strange factor $\sqrt{1-\beta_t}$,
 # - derive the one-line formula that replaces a thousand steps, and test that it is right,
 # - read a noise schedule: linear, cosine, sigmoid,
-# - recognise the four classic mistakes by looking at the picture.
+# - catch the four classic mistakes with two numbers, since the eye sees only one of them.
 #
 # The slowest cell takes about two seconds.
 

@@ -476,8 +476,7 @@ learnt = {"eps": learn(td.EpsDenoiser), "x0": learn(td.X0Denoiser), "v": learn(t
 # ## 9. Is that a good loss?
 #
 # Loss curves flatten out somewhere. Is it the optimum, or is the network stuck? Usually nobody knows. We do: the exact
-# denoiser has a loss too, and no network can beat it. Noise cannot be guessed perfectly; half of it always looks like
-# data.
+# denoiser has a loss too, and no network can beat it. Noise cannot be guessed perfectly; some of it always looks like data.
 
 # %%
 fresh = world.sample(50_000, seed(13))
@@ -499,7 +498,8 @@ print(f"simple loss of the exact denoiser {best:.2f}; ours is within 5 percent: 
 assert best - 0.001 < mine < 1.05 * best
 
 # %% [markdown]
-# **Expected loss: about 0.135, and that is as good as it gets.** A loss far from zero is no failure. If you see 0.2
+# **Expected loss: about 0.135, and that is as good as it gets.** The variance of the noise is 1, so here 14 percent of it can
+# never be told from data. A loss far from zero is no failure. If you see 0.2
 # instead, train longer. If you see less than 0.13, suspect the test.
 #
 # The excess has a meaning. $\hat x_0^*$ is a conditional mean, so its error is uncorrelated with every function of $x_t$,
@@ -768,8 +768,8 @@ assert L_T < 1e-4
 # did not correct for it, which weight would the loss have?
 #
 # **Exercise.** Write the simple loss for a network that predicts $v$: complete `v_loss`, like `simple_loss`, but for given
-# `t` and `eps`. `schedule(t, like=x0)` gives $\alpha$ and $\sigma$ in a shape that multiplies `x0`. The cell below it checks
-# your function and gives hints; with `hint=2` it tells more.
+# `t` and `eps`. It should work at $t = 0$, too, where $\sigma = 0$. `schedule(t, like=x0)` gives $\alpha$ and $\sigma$ in a
+# shape that multiplies `x0`. The cell below it checks your function and gives hints; with `hint=2` it tells more.
 
 
 # %%

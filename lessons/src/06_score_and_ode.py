@@ -333,7 +333,7 @@ plot.strip(
 )
 
 # %% [markdown]
-# Left, points that start side by side stay side by side. Two curves may cross on paper, but no two points are ever in the
+# Left, points that start side by side travel side by side, unless a watershed between two islands parts them. Two curves may cross on paper, but no two points are ever in the
 # same place at the same time: where you are, and when, decides where you go. At the end the arrows die. When the noise is gone, the
 # current has nothing left to do: $\hat v \approx -\sigma\,(\text{score} + x) \to 0$. The score on the right still points
 # uphill.
@@ -604,7 +604,7 @@ plot.strip(
 # %% [markdown]
 # Noise is spread evenly, so crowded places must be stretched on the way there, and empty ones squeezed.
 #
-# **The learnt density.** All this works for any denoiser. Our network, trained to guess noise, now turns out to hold a density
+# **The learnt density.** All this works for any denoiser. Our network, trained to guess $v$, now turns out to hold a density
 # at every point of the plane. Here it is beside the truth.
 
 # %%

@@ -312,7 +312,8 @@ def _losses(draw: Draw) -> Iterator[Case]:
 @exercise(lesson=2, cases=_losses, library=("VDenoiser", "ddpm_loss"))
 def v_loss(net: Any, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """The simple loss of a network that predicts v: make x_t from x0 and eps, ask net(x_t, t), return the mean of the
-    squared errors over all values. schedule(t, like=x0) gives alpha and sigma; t has shape () or (B,)."""
+    squared errors over all values. schedule(t, like=x0) gives alpha and sigma; t has shape () or (B,), and may be 0,
+    where sigma is 0."""
     return _v_loss(net, schedule, x0, t, eps)
 
 
@@ -354,6 +355,14 @@ v_loss.mistake(
     lambda *given: _v_loss(*given, target=lambda x0, eps, alpha, sigma: alpha * eps + sigma * x0),
     "Think of alpha and sigma as cosine and sine. v is how x_t moves as the angle grows: which derivative has a minus?",
     "One of the two terms of v has a minus. The derivative of the cosine knows which.",
+)
+v_loss.mistake(
+    "v divided by sigma",
+    lambda *given: _v_loss(
+        *given, target=lambda x0, eps, alpha, sigma: (alpha * (alpha * x0 + sigma * eps) - x0) / sigma
+    ),
+    "Right as long as there is noise. What do you divide by at t = 0?",
+    "You make v of x_t and x0, and at t = 0 that is 0 by 0. You are given eps: of eps and x0 it needs no division.",
 )
 v_loss.mistake(
     "the network sees clean data",
