@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinydiff.denoise import Denoiser, VDenoiser
+from tinydiff.denoise import Denoiser, VDenoiser, eval_mode
 from tinydiff.diffuse import q_sample, randn
 from tinydiff.guide import ClassifierFree, Wrapper
-from tinydiff.sample import estimate, eval_mode, intervals, step
+from tinydiff.sample import estimate, intervals, step
 from tinydiff.schedule import Schedule, quadratic, root_angle
 from tinydiff.train import EMA, Progress, train
 
@@ -106,9 +106,10 @@ def consistency_distillation_loss(
         cond: passed to all three, such as y=labels.
 
     Raises:
-        ValueError: the grid does not decrease to 0, or student and teacher disagree about the shape of a sample.
+        ValueError: the student is another `Denoiser` than a `VDenoiser`, the grid does not decrease to 0, or student
+            and teacher disagree about the shape of a sample.
     """
-    t, s = _pairs(student.schedule, times, len(x0), generator)
+    t, s = _pairs(student, times, len(x0), generator)
     x_t = q_sample(student.schedule, x0, t, randn(x0.shape, generator, x0))
     with torch.no_grad():
         x_s = solver(teacher, x_t, t, s, **cond)
@@ -130,16 +131,18 @@ def consistency_training_loss(
     Over all x0 and eps that give x_t, the mean of x_s is one `ddim` step with the exact denoiser, which nobody needs to
     know. Arguments and errors as for `consistency_distillation_loss`.
     """
-    t, s = _pairs(student.schedule, times, len(x0), generator)
+    t, s = _pairs(student, times, len(x0), generator)
     eps = randn(x0.shape, generator, x0)
     x_t, x_s = (q_sample(student.schedule, x0, u, eps) for u in (t, s))
     return _disagreement(student, x_t, t, target, x_s, s, distance, cond)
 
 
-def _pairs(schedule: Schedule, times: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """n pairs (t, s) of neighbouring times, t and s (n,) float64."""
+def _pairs(student: Any, times: Tensor, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """n pairs (t, s) of neighbouring times, t and s (n,) float64, for a student that can learn from them."""
+    if isinstance(student, Denoiser):  # exact ones and wrappers know best
+        _refuse_all_but_v(student)
     times = torch.as_tensor(times, dtype=torch.float64, device="cpu")
-    intervals(schedule, times)  # for its checks
+    intervals(student.schedule, times)  # for its checks
     if times[-1] != 0:
         raise ValueError(f"The grid ends at t = {times[-1]:g}, but must end at 0, where f(x, 0) = x: append a 0.")
     device = None if generator is None else generator.device
@@ -161,12 +164,12 @@ def _disagreement(
     # The student goes first: autocast keeps the weights it has cast, and those cast without gradient would have none.
     with eval_mode(student):  # a label dropped for one of the two would teach that classes do not matter
         ours = student(x_t, t, **cond)
-    theirs = estimate(student if target is None else target, x_s, s, cond)
-    if not ours.shape == theirs.shape == x_t.shape == x_s.shape:
+    if not ours.shape == x_t.shape == x_s.shape:
         raise ValueError(
-            f"The data have shape {tuple(x_t.shape)}, the teacher's step {tuple(x_s.shape)}, the student's answer "
-            f"{tuple(ours.shape)} and the target's {tuple(theirs.shape)}: all must agree."
+            f"The data have shape {tuple(x_t.shape)}, the teacher's step {tuple(x_s.shape)} and the student's answer "
+            f"{tuple(ours.shape)}: all must agree."
         )
+    theirs = estimate(student if target is None else target, x_s, s, cond)
     return distance(ours, theirs).mean()
 
 
@@ -247,13 +250,18 @@ def refined(fraction: float, first: int, last: int) -> int:
     return min(last, math.floor(math.sqrt(first**2 + fraction * ((last + 1) ** 2 - first**2))))
 
 
-def _check(student: Denoiser, teacher: Any) -> None:
-    """Refuse at once what would fail later or, worse, would not."""
+def _refuse_all_but_v(student: Any) -> None:
+    """Where f(x, 0) is not x, a constant f has no loss at all."""
     if not isinstance(student, VDenoiser):
         raise ValueError(
             f"The student is of type {type(student).__name__}, but must be a VDenoiser, which is finite at t = T and "
-            "the identity at t = 0: train a teacher of that type and start from its copy."
+            "the identity at t = 0, or it collapses: build it, or train the teacher that it is a copy of, as one."
         )
+
+
+def _check(student: Denoiser, teacher: Any) -> None:
+    """Refuse at once what would fail later or, worse, would not."""
+    _refuse_all_but_v(student)
     guided, inner = False, teacher
     while isinstance(inner, Wrapper):
         guided, inner = guided or isinstance(inner, ClassifierFree), inner.denoiser
