@@ -1,4 +1,4 @@
-"""What a run does besides training: choosing threads."""
+"""What a run does besides training: choosing threads, keeping the log, drawing."""
 
 import itertools
 import json
@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tinydiff as td
-from tinydiff import run
+from tinydiff import cli, run
 from tinydiff.checkpoint import read
 
 SAVES_ALL_THE_TIME = """
@@ -80,3 +82,33 @@ def test_kill_9_at_any_moment_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -
         steps.append(json.loads(read(path)[0]["training"])["step"])
         assert torch.isfinite(td.sample(td.load(path), (4, 2), steps=2)).all()
     assert all(a < b for a, b in itertools.pairwise(steps)), f"each run went on from the last: {steps}"
+
+
+def test_the_log_has_its_header_after_a_hard_kill_and_shows_each_line_at_once(tmp_path: Path) -> None:
+    log, ema, seen = tmp_path / "log.csv", td.EMA(td.VDenoiser(td.MLP(hidden=8), td.linear())), []
+    log.touch()  # what a run leaves that is killed before its first line
+
+    def states(first: int) -> Iterator[td.Progress]:
+        for step in (first, first + 1):
+            yield td.Progress(step, 0.5, 1.0, 0.1, float(step), 100.0)
+            seen.append(len(log.read_text().splitlines()))
+
+    run._follow(states(1), ema, tmp_path, 4, None)
+    run._follow(states(3), ema, tmp_path, 4, None)
+    assert seen == [2, 3, 4, 5]
+    assert [line.split(",")[0] for line in log.read_text().splitlines()] == ["step", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("info", [{"classes": 0}, {}])
+@pytest.mark.parametrize(("net", "shape"), [(td.UNet(width=8, patch=1), [1, 8, 8]), (td.MLP(hidden=8), [2])])
+def test_a_model_without_classes_is_drawn_without_labels(net, shape: list[int], info, tmp_path: Path, capsys) -> None:
+    path, array, png = (str(tmp_path / name) for name in ("c.safetensors", "a.npy", "a.png"))
+    td.save(path, td.VDenoiser(net, td.cosine()), shape=shape, **info)
+    assert cli.main(["sample", path, "-n", "5", "--steps", "2", "--out", array, "--device", "cpu"]) == 0
+    expected = td.sample(td.load(path), (5, *shape), steps=2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.from_numpy(np.load(array)), expected)
+    assert cli.main(["sample", path, "-n", "20", "--steps", "2", "--out", png, "--device", "cpu"]) == 0
+    assert Image.open(png).size == ((512, 512) if len(shape) == 1 else (10 * 57 - 1, 2 * 57 - 1))
+    run.picture(td.load(path), tmp_path / "b.png", steps=1)  # as many as it likes
+    assert cli.main(["sample", path, "--label", "3", "--device", "cpu"]) == 2
+    assert "label 3 is none of this model's classes, as it has none: leave the label out." in capsys.readouterr().err

@@ -283,11 +283,11 @@ def _follow(
 ) -> None:
     """The progress bar, the log and the previews."""
     log_path = out / "log.csv"
-    fresh, smooth, logged, preview = not log_path.exists(), None, 0.0, 5.0
+    fresh, smooth, logged, preview = not (log_path.exists() and log_path.stat().st_size), None, 0.0, 5.0
     total, unit = (steps, "step") if steps else (round(60 * (minutes or 0)), "s")
     first = parallel.rank() == 0
     bar = tqdm(desc="training", total=total, unit=unit, disable=not first)
-    with open(log_path if first else os.devnull, "a", newline="") as file, bar:
+    with open(log_path if first else os.devnull, "a", buffering=1, newline="") as file, bar:  # each line at once
         log = csv.writer(file)
         if fresh:
             log.writerow(["step", "seconds", "loss", "lr", "samples_per_second"])
@@ -312,26 +312,28 @@ def draw(
     seed: int = 0,
     label: int | None = None,
     progress: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """n samples of a run's denoiser and their labels on the CPU: 0, 1, 2, ... in turn, unless one label is given.
 
-    In a group of processes each draws its share from the same starting noise, and all get the whole.
+    The labels are None where `info` names no classes, and the denoiser is called without. In a group of processes each
+    draws its share from the same starting noise, and all get the whole.
 
     Raises:
         ValueError: the checkpoint was not made by a run, or has no such label.
     """
-    shape, classes = denoiser.info.get("shape"), denoiser.info.get("classes", 0)
+    shape, classes = denoiser.info.get("shape"), denoiser.info.get("classes") or 0
     if shape is None:
         raise ValueError("This checkpoint does not say what shape its samples have: make it with tinydiff train.")
     if label is not None and not 0 <= label < classes:
-        raise ValueError(f"label {label} is none of this model's classes 0..{classes - 1}.")
-    y = torch.arange(n) % classes if label is None else torch.full((n,), label)
+        known = f"0..{classes - 1}: choose one of them" if classes else "as it has none: leave the label out"
+        raise ValueError(f"label {label} is none of this model's classes, {known}.")
+    y = torch.full((n,), label) if label is not None else torch.arange(n) % classes if classes else None
     parameter, generator = next(denoiser.parameters()), torch.Generator().manual_seed(seed)
     noise, mine = randn((n, *shape), generator, parameter), parallel.share(n)
     if parallel.rank():
         generator.manual_seed(seed + parallel.rank())  # the shares' later noise must differ
     sampler, steps, grid = usual(denoiser, sampler, steps)
-    times, cond = grid(denoiser.schedule, steps), {"y": y[mine].to(noise.device)}
+    times, cond = grid(denoiser.schedule, steps), {} if y is None else {"y": y[mine].to(noise.device)}
     states = launch(sampler, denoiser, noise[mine], times, generator, cond)
     x = td.final(tqdm(states, total=steps, desc="sampling", disable=not progress or parallel.rank() > 0))
     return parallel.gather(x, n).cpu(), y
@@ -343,7 +345,7 @@ def picture(denoiser: td.Denoiser, path: Path, n: int | None = None, **options: 
         x, y = draw(denoiser, n or 4000, **options)
         _save_png(path, plot.cloud(x, y, limit=1.3, size=512))
     else:
-        classes = int(denoiser.info.get("classes", 10))
+        classes = int(denoiser.info.get("classes") or 10)
         x = pictures(denoiser, draw(denoiser, n or 8 * classes, **options)[0])
         _save_png(path, plot.grid(x, columns=min(classes, len(x)), scale=max(1, 56 // x.shape[-1])))
 
