@@ -302,7 +302,7 @@ plot.curves(
 #
 # With few steps DDIM is ahead, as in the paper. At 20 they draw level, and beyond noise wins. Fresh noise lets the network see its
 # own mistakes and mend them, and so small a network makes many. So fifty *noisy* steps are as good as a thousand; DDIM stops
-# at 0.55. (2,000 real test digits reach only 0.59, more than good samples: other people wrote them than the training digits.)
+# at 0.55. (2,000 real test digits score 0.59, worse than good samples: other people wrote them than the training digits.)
 #
 # But it is no free lunch: at 5 steps every member of the family fails. The guess $\hat x_0$ is kept for a fifth of the
 # way, and it is not worth that much trust.
