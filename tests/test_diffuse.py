@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from conftest import normal
@@ -169,6 +170,70 @@ def test_bound_terms_against_a_sum_by_hand() -> None:
         L_2 = (ab[1] / (1 - ab[1]) - ab[2] / (1 - ab[2])) * (value - 0.1) ** 2 / 2
         bound = td.variational_bound(Constant(), torch.full((1, 1), value, dtype=torch.float64), bin_width=0.5)
         assert bound.item() == pytest.approx(kl + L_2 - math.log(mass), rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("error", [0.0, 0.05, -0.1, 0.4, -0.4])
+def test_a_bins_mass_is_right_however_far_off_it_is(error: float, dtype: torch.dtype) -> None:
+    """Against 60 digits: with cosine's 1/SNR_1 an error of 0.4 is 63 standard deviations, a mass of e^-1950."""
+    schedule, x0, width = td.cosine(), 0.1, 2 / 255
+    std = mpmath.mpf((-schedule.half_log_snr(1)).exp().item())
+    with mpmath.workdps(1200):
+        low, high = ((abs(error) + side * width / 2) / std for side in (-1, 1))
+        expected = -mpmath.log(mpmath.erfc(low / mpmath.sqrt(2)) / 2 - mpmath.erfc(high / mpmath.sqrt(2)) / 2)
+
+    class Off:
+        def __init__(self) -> None:
+            self.schedule = schedule
+
+        def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(x, x0 - error if t == 1 else x0)
+
+    data = torch.full((1, 1), x0, dtype=dtype)
+    bound, rest = (td.variational_bound(denoiser, data, bin_width=width) for denoiser in (Off(), Sure(schedule, x0)))
+    last = -math.log(math.erf(width / 2 / float(std) / math.sqrt(2)))  # Sure's last term
+    assert (bound - rest).item() + last == pytest.approx(float(expected), rel=1e-4 if dtype == torch.float32 else 1e-9)
+
+
+class Sure:
+    def __init__(self, schedule: td.Schedule, x0: float) -> None:
+        self.schedule, self.x0 = schedule, x0
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, self.x0)
+
+
+def test_the_bound_is_taken_in_eval_mode() -> None:
+    torch.manual_seed(0)
+    denoiser, x0 = td.VDenoiser(td.MLP(hidden=8, layers=1, classes=3, label_dropout=0.5), td.linear(20)), normal(4, 2)
+    bounds = []
+    for training in (True, False):
+        denoiser.double().train(training)
+        generator, y = torch.Generator().manual_seed(0), torch.tensor([0, 1, 2, 0])
+        bounds.append(td.variational_bound(denoiser, x0, generator=generator, y=y))
+        assert denoiser.training is denoiser.net.training is training
+    assert torch.equal(*bounds)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: td.q_posterior(s, normal(2, 2), normal(2, 2), 500, 600), "s = 600.0 must lie below t = 500.0"),
+        (lambda s: td.variational_bound(Sure(s, 0), normal(2, 2), bin_width=0.0), "bin_width = 0.0 must be greater"),
+        (lambda s: td.q_sample(s, torch.ones(2, 3).byte(), 500), "x holds torch.uint8, but must be floating point"),
+        (lambda s: td.q_sample(s, torch.ones(2, 3).long(), 500, noise=normal(2, 3)), "x holds torch.int64"),
+        (lambda s: td.ddpm_loss(td.VDenoiser(td.MLP(), s), torch.ones(2, 2).long()), "x holds torch.int64"),
+        (lambda s: td.ddpm_loss(td.VDenoiser(Narrow(), s), normal(5, 2)), r"returned \(5, 1\) for x of shape \(5, 2\)"),
+    ],
+)
+def test_bad_input_names_value_and_rule(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(td.linear())
+
+
+class Narrow(nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x[:, :1]
 
 
 def test_bits_per_dim() -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import normal
+from torch import Tensor
 
 import tinydiff as td
 
@@ -100,6 +101,30 @@ def test_empirical_denoiser_is_a_mixture_of_points() -> None:
     torch.testing.assert_close(empirical(x, 0), nearest)
 
 
+def labelled(y: list[float]) -> Tensor:
+    return td.GaussianMixture(normal(3, 2), 1.0).denoiser(td.linear())(normal(2, 2), 500, y=torch.tensor(y))
+
+
+def classified(y: list[int]) -> Tensor:
+    return td.GaussianMixture(normal(3, 2), 1.0).classifier(td.linear())(normal(2, 2), 500, torch.tensor(y))
+
+
+def test_whole_numbers_are_means_too() -> None:
+    assert td.GaussianMixture([[-1, 0], [1, 0]], 0.1).means.tolist() == [[-1, 0], [1, 0]]
+    assert td.GaussianMixture(torch.tensor([[-1, 0]]), 0.1).sample(3).dtype == torch.get_default_dtype()
+
+
+def test_worlds_follow_x_to_another_device() -> None:
+    """`meta` stands in for a GPU: it has shapes and devices, and refuses to mix with the CPU."""
+    x, data = torch.empty(4, 2, device="meta"), normal(3, 2)
+    world = td.GaussianMixture(data, 0.3)
+    for denoiser in (td.EmpiricalDenoiser(data, td.linear()), world.denoiser(td.linear())):
+        assert denoiser(x, 500).device.type == "meta"
+    y = torch.zeros(4, dtype=torch.long, device="meta")
+    assert world.denoiser(td.linear())(x, 500, y=y).device.type == "meta"
+    assert world.classifier(td.linear())(x, 500, y).device.type == "meta"
+
+
 def test_dtype_follows_x(mixture: td.GaussianMixture) -> None:
     x = normal(3, 2, dtype=torch.float32)
     assert mixture.denoiser(td.linear())(x, 500).dtype == torch.float32
@@ -114,6 +139,10 @@ def test_dtype_follows_x(mixture: td.GaussianMixture) -> None:
         (lambda: td.GaussianMixture(torch.zeros(3, 2), 1.0, [0.5, 0.5]), r"weights has shape \(2,\), but there are 3"),
         (lambda: td.GaussianMixture(torch.zeros(3, 2), [1.0, 2.0]), r"stds has shape \(2,\), but there are 3"),
         (lambda: td.GaussianMixture(torch.zeros(3, 2), 1.0).log_prob(torch.zeros(4, 3)), r"lives in \(B, 2\)"),
+        (lambda: labelled([0, 3]), r"y contains 3, but must lie in -1\.\.2: there are 3 components"),
+        (lambda: labelled([0.0, 1.0]), "y is torch.float32 of shape"),
+        (lambda: labelled([0]), r"must be whole numbers of \(2,\)"),
+        (lambda: classified([0, -1]), r"y contains -1, but must lie in 0\.\.2"),
     ],
 )
 def test_bad_input_names_value_and_rule(make, message: str) -> None:

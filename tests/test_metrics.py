@@ -176,6 +176,7 @@ def test_class_entropy_and_agreement() -> None:
     ("call", "message"),
     [
         (lambda: metrics.energy_distance(normal(3, 2), normal(3, 1)), r"x \(3, 2\) and y \(3, 1\) must be point sets"),
+        (lambda: metrics.energy_distance(normal(3, 2), normal(1, 2)), "3 and 1 points, but each needs"),
         (lambda: metrics.wasserstein2(normal(3, 2), normal(4, 2)), "3 and 4 points"),
         (lambda: metrics.sliced_wasserstein(normal(3, 2), normal(4, 2)), "3 and 4 points"),
         (lambda: metrics.mmd2(normal(3, 2), normal(3, 2), 0.0), "bandwidth = 0.0 must be greater than 0"),

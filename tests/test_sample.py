@@ -14,7 +14,7 @@ from conftest import normal
 from torch import Tensor, nn
 
 import tinydiff as td
-from tinydiff.sample import usual
+from tinydiff.sample import launch, usual
 
 f64 = torch.float64
 
@@ -115,6 +115,18 @@ def test_global_order_against_the_exact_flow(sampler, options, order: int) -> No
         exact = td.gaussian_flow(schedule, torch.tensor([m, -m], dtype=f64), s, x, times[0], times[-1])
         errors.append((td.final(sampler(denoiser, x, times, **options)) - exact).abs().mean().item())
     assert slope([1 / n for n in counts], errors) == pytest.approx(order, abs=0.15)
+
+
+def test_third_order_started_below_T_is_of_order_two_as_its_docstring_says() -> None:
+    schedule, (m, s) = td.cosine(), (0.6, 0.3)
+    denoiser = td.GaussianMixture(torch.tensor([[m, -m]], dtype=f64), s).denoiser(schedule)
+    ends, x = schedule.half_log_snr(torch.tensor([700.0, 100.0], dtype=f64)), normal(64, 2)
+    errors, counts = [], [128, 256, 512]
+    for n in counts:
+        times = schedule.time(torch.linspace(0, 1, n + 1, dtype=f64) * ends.diff() + ends[0])
+        exact = td.gaussian_flow(schedule, torch.tensor([m, -m], dtype=f64), s, x, times[0], times[-1])
+        errors.append((td.final(td.dpm_solver_pp(denoiser, x, times, order=3)) - exact).abs().mean().item())
+    assert slope([1 / n for n in counts], errors) == pytest.approx(2, abs=0.15)
 
 
 def test_third_order_beats_second_on_the_mixture(mixture: td.GaussianMixture) -> None:
@@ -488,6 +500,14 @@ def test_heun_is_sane_where_its_grid_is_not_said() -> None:
     assert errors[1] > 5 * errors[0]
 
 
+class _Cut:
+    def __init__(self, denoiser) -> None:
+        self.denoiser, self.schedule = denoiser, denoiser.schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.denoiser(x, t)[:, :1]
+
+
 class _Scale(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -520,6 +540,12 @@ def test_samples_of_the_mixture_are_the_mixture(mixture: td.GaussianMixture) -> 
         (lambda d, x: td.dpm_solver_pp(d, x, torch.tensor([1000.0, 0.0]), order=4), "order = 4 must be 1, 2 or 3"),
         (lambda d, x: td.dpm_solver(d, x, torch.tensor([1000.0, 0.0]), order=0), "order = 0 must be 1, 2 or 3"),
         (lambda d, x: iter(()), "yielded no state"),
+        (lambda d, x: [td.State(0, td.step(d.schedule, x, x, 0, 10), x)], "t = 0.0 must be greater than 0"),
+        (lambda d, x: td.ddim(_Cut(d), x, torch.tensor([9.0, 0.0])), r"returned \(2, 1\) for x of shape \(2, 2\)"),
+        (
+            lambda d, x: launch(lambda d, x, t, **k: td.ddpm(d, x, t, **k), d, x, [9.0, 5.0, 0.0], seeded(0), {}),
+            "drew from torch's global generator, though one was given",
+        ),
     ],
 )
 def test_bad_input_names_value_and_rule(call, message: str, mixture: td.GaussianMixture) -> None:

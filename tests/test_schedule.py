@@ -155,7 +155,7 @@ def test_alpha_and_sigma_are_cosine_and_sine_of_the_angle(schedule: td.Schedule)
     torch.testing.assert_close(phi.cos(), alpha, rtol=0, atol=1e-14)
     torch.testing.assert_close(phi.sin(), sigma, rtol=0, atol=1e-14)
     torch.testing.assert_close(schedule.time_at_angle(phi[1:]), t[1:], rtol=1e-9, atol=0)
-    assert schedule.time_at_angle(math.pi / 2) == schedule.T
+    assert schedule.time_at_angle(math.pi / 2) == schedule.time_at_angle(1.6) == schedule.T
 
 
 def test_even_angles_are_the_same_noise_levels_on_every_schedule() -> None:
@@ -177,6 +177,10 @@ def test_even_angles_are_the_same_noise_levels_on_every_schedule() -> None:
             lambda: td.karras(td.linear(), 5, sigma_max=0),
             "sigma_max = 0 must be above 0.01, this schedule's sigma/alpha",
         ),
+        (lambda: td.karras(td.linear(), 5, rho=0), "rho = 0 must be greater than 0"),
+        (lambda: td.root_angle(td.linear(), 5, power=-1), "power = -1 must be greater than 0"),
+        (lambda: td.karras(td.linear(1), 5), "take steps = 1 for 5, or another grid"),
+        (lambda: td.uniform_log_snr(td.linear(1), 2), "take steps = 1 for 2, or another grid"),
         (lambda: td.linear()(1001), "t = 1001 is not a time of this schedule"),
         (lambda: td.linear()(torch.tensor([5.0, -0.5])), "t = -0.5 is not a time"),
         (lambda: td.linear()(math.nan), "t = nan is not a time"),

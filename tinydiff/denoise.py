@@ -1,5 +1,7 @@
 """Denoisers: a network and what it predicts. Everything that samples sees only `denoiser(x, t, **cond) -> x0_hat`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +38,10 @@ class Denoiser(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)  # half precision cannot count to 1000
         t = torch.as_tensor(t, dtype=dtype).to(x.device).expand(len(x))
         out: Tensor = self.net(x, t, **cond)
+        if out.shape != x.shape:
+            raise ValueError(
+                f"The network returned {tuple(out.shape)} for x of shape {tuple(x.shape)}: they must agree."
+            )
         return out
 
     def loss(self, x0: Tensor, t: Tensor | float, noise: Tensor, **cond: Any) -> Tensor:
@@ -97,3 +103,16 @@ def info_of(denoiser: Any) -> dict[str, Any]:
     while hasattr(denoiser, "denoiser"):
         denoiser = denoiser.denoiser
     return getattr(denoiser, "info", {})
+
+
+@contextmanager
+def eval_mode(denoiser: Any) -> Iterator[None]:
+    """No module of the denoiser drops labels in here; every module's own mode is restored."""
+    training = [m for m in denoiser.modules() if m.training] if getattr(denoiser, "training", False) else []
+    try:
+        if training:
+            denoiser.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinydiff.denoise import Denoiser
-from tinydiff.schedule import Schedule, match
+from tinydiff.denoise import Denoiser, eval_mode
+from tinydiff.schedule import Schedule, float64, floating, match
 
 
 def randn(shape: torch.Size | tuple[int, ...], generator: torch.Generator | None, like: Tensor) -> Tensor:
     """One standard normal draw on the generator's own device, so that a CPU generator gives a GPU the same noise."""
     device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    return torch.randn(shape, generator=generator, dtype=floating(like).dtype, device=device).to(like.device)
 
 
 def q_sample(
@@ -59,7 +59,13 @@ def q_posterior(
 
     Returns:
         mean shaped like x_t, var of shape () or (B, 1, ..., 1).
+
+    Raises:
+        ValueError: s does not lie below t.
     """
+    t, s = float64(t), float64(s)
+    if t.device.type == "cpu" and not (s < t).all():  # elsewhere the check would stall the device
+        raise ValueError(f"s = {s.tolist()} must lie below t = {t.tolist()}: the posterior looks back in time.")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     beta = 1 - (alpha_t / alpha_s) ** 2
     weight_x0 = beta * alpha_s / sigma_t**2
@@ -115,7 +121,12 @@ def variational_bound(
 
     Returns:
         (B,) in nats per sample; `bits_per_dim` converts.
+
+    Raises:
+        ValueError: bin_width is not positive.
     """
+    if bin_width is not None and not bin_width > 0:
+        raise ValueError(f"bin_width = {bin_width} must be greater than 0, or None for continuous data.")
     schedule = denoiser.schedule
     times = torch.arange(schedule.T, 0, -1, dtype=torch.float64)
     snr = (2 * schedule.half_log_snr(times)).exp()
@@ -123,7 +134,8 @@ def variational_bound(
     alpha, sigma = schedule(schedule.T, like=x0)
     bound = _sum((sigma**2 + (alpha * x0) ** 2 - 1) / 2 - sigma.log())
     for i, t in enumerate(times):
-        x0_hat = denoiser(q_sample(schedule, x0, t, generator=generator), t, **cond)
+        with eval_mode(denoiser):
+            x0_hat = denoiser(q_sample(schedule, x0, t, generator=generator), t, **cond)
         error = x0 - x0_hat
         if t > 1:
             bound += match((snr[i + 1] - snr[i]) / 2, bound) * _sum(error**2)
@@ -149,5 +161,6 @@ def _gaussian_nll(error: Tensor, x0: Tensor, std: Tensor, bin_width: float | Non
     low = torch.where(x0 <= -1 + half, -torch.inf, (error - half) / std)
     high = torch.where(x0 >= 1 - half, torch.inf, (error + half) / std)
     low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)  # the lower tail keeps its digits
-    mass: Tensor = torch.special.ndtr(high) - torch.special.ndtr(low)
-    return -mass.clamp(min=torch.finfo(x0.dtype).tiny).log()
+    below_high, below_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+    nll: Tensor = -below_high - (-torch.expm1(below_low - below_high)).log()  # also where both masses underflow
+    return nll

@@ -32,7 +32,9 @@ class GaussianMixture:
         weights: Tensor | Sequence[float] | None = None,
     ) -> None:
         self.means = torch.as_tensor(means)
-        if self.means.ndim != 2 or not self.means.is_floating_point():
+        if not self.means.is_floating_point():
+            self.means = self.means.to(torch.get_default_dtype())
+        if self.means.ndim != 2:
             raise ValueError(
                 f"means has shape {tuple(self.means.shape)}, but must be (K, d), K centres in d dimensions."
             )
@@ -72,16 +74,27 @@ class GaussianMixture:
         """log_prob(x_t, t, y) = log p(y | x_t) for components y (B,): (B,), differentiable in x_t."""
 
         def log_prob(x: Tensor, t: Tensor | float, y: Tensor) -> Tensor:
-            return self._log_joint(x, schedule, t).log_softmax(1).gather(1, y[:, None])[:, 0].to(x)
+            log_joint = self._log_joint(x, schedule, t)
+            return log_joint.log_softmax(1).gather(1, self._checked(y, x, least=0).to(log_joint.device))[:, 0].to(x)
 
         return log_prob
+
+    def _checked(self, y: Tensor, x: Tensor, least: int) -> Tensor:
+        """Components y (B,) as (B, 1), or a sentence about what is wrong with them."""
+        k = len(self.means)
+        if y.shape != x.shape[:1] or y.is_floating_point():
+            raise ValueError(f"y is {y.dtype} of shape {tuple(y.shape)}, but must be whole numbers of ({len(x)},).")
+        if y.device.type == "cpu" and len(y) and not least <= y.min() <= y.max() < k:  # a GPU would stall here
+            worst = y.min() if y.min() < least else y.max()
+            raise ValueError(f"y contains {worst}, but must lie in {least}..{k - 1}: there are {k} components.")
+        return y[:, None]
 
     def _log_joint(self, x: Tensor, schedule: Schedule | None, t: Tensor | float) -> Tensor:
         """log w_k + log N(x; alpha m_k, (alpha^2 s_k^2 + sigma^2) I): (B, K) float64."""
         residual, variance, _ = self._components(x, schedule, t)
         d = self.means.shape[1]
         log_normal = -(residual.square().sum(2) / variance + d * (2 * torch.pi * variance).log()) / 2
-        return log_normal + self.weights.to(x.device).log()
+        return log_normal + self.weights.to(log_normal.device).log()
 
     def _components(self, x: Tensor, schedule: Schedule | None, t: Tensor | float) -> tuple[Tensor, ...]:
         """Per component k: x - alpha m_k (B, K, d), its variance and x0's gain alpha s_k^2 / variance (B or 1, K)."""
@@ -110,8 +123,9 @@ class MixtureDenoiser:
         means = self.mixture.means.to(residual) + gain[..., None] * residual  # (B, K, d), of each component's posterior
         log_joint = self.mixture._log_joint(x, self.schedule, t)
         if y is not None:
-            others = torch.arange(log_joint.shape[1], device=x.device) != y[:, None]
-            log_joint = log_joint.masked_fill(others & (y >= 0)[:, None], -torch.inf)
+            y = self.mixture._checked(y, x, least=-1).to(log_joint.device)
+            others = torch.arange(log_joint.shape[1], device=log_joint.device) != y
+            log_joint = log_joint.masked_fill(others & (y >= 0), -torch.inf)
         return torch.einsum("bk,bkd->bd", log_joint.softmax(1), means).to(x)
 
 
@@ -130,7 +144,8 @@ class EmpiricalDenoiser:
         self.schedule = schedule
 
     def __call__(self, x: Tensor, t: Tensor | float) -> Tensor:
-        x64, data = float64(x).flatten(1), float64(self.data).flatten(1)
+        x64 = float64(x).flatten(1)
+        data = self.data.to(x64).flatten(1)
         alpha, sigma = (c.to(x64.device).reshape(-1, 1) for c in self.schedule(t))
         distance = x64.square().sum(1, keepdim=True) - 2 * alpha * x64 @ data.T + alpha**2 * data.square().sum(1)
         log_weights = -distance / (2 * sigma**2).clamp(min=1e-30)  # at t = 0 the nearest point takes all

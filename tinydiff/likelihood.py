@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinydiff.sample import eval_mode, intervals
+from tinydiff.denoise import eval_mode
+from tinydiff.sample import intervals
 from tinydiff.schedule import Schedule, float64, match
 
 

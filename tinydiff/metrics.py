@@ -13,8 +13,15 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, with pairs of distinct points: unbiased, 0 for equal laws (can be below 0).
 
     Source: Szekely & Rizzo 2013. Unit: that of x.
+
+    Raises:
+        ValueError: a set has fewer than two points.
     """
     x, y = _pair(x, y)
+    if min(len(x), len(y)) < 2:
+        raise ValueError(
+            f"The sets have {len(x)} and {len(y)} points, but each needs two: distances within are averaged."
+        )
     return float(2 * _distances(x, y).mean() - _mean_distinct(_distances(x, x)) - _mean_distinct(_distances(y, y)))
 
 

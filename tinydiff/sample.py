@@ -9,16 +9,15 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tinydiff.denoise import info_of
+from tinydiff.denoise import eval_mode, info_of
 from tinydiff.diffuse import q_sample, randn
-from tinydiff.schedule import Schedule, match, root_angle, uniform_angle
+from tinydiff.schedule import Schedule, float64, match, root_angle, uniform_angle
 
 
 class State(NamedTuple):
@@ -53,7 +52,7 @@ def step(
         x_s, shaped like x.
 
     Raises:
-        ValueError: eta lies outside [0, 1].
+        ValueError: eta lies outside [0, 1], or t is 0.
     """
     keep, weight, noise = _weights(schedule, t, s, eta)
     x_s = match(keep, x) * x + match(weight, x) * x0
@@ -64,6 +63,9 @@ def _weights(schedule: Schedule, t: Tensor | float, s: Tensor | float, eta: floa
     """`step` solved for its three ingredients, in float64: x_s = keep x + weight x0 + noise z."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta} must lie between 0 (DDIM, deterministic) and 1 (DDPM).")
+    t = float64(t)
+    if t.device.type == "cpu" and not (t > 0).all():  # elsewhere the check would stall the device
+        raise ValueError(f"t = {t.tolist()} must be greater than 0: clean data have no noise to move along.")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     noise = eta * (sigma_s / sigma_t) * (1 - (alpha_t / alpha_s) ** 2).clamp(min=0).sqrt()  # 0 on the way up
     keep = (sigma_s**2 - noise**2).sqrt() / sigma_t
@@ -130,7 +132,8 @@ def dpm_solver_pp(
     `ddim`, and:
 
     Args:
-        order: 1, 2 or 3, the number of past estimates used and the global order of convergence at eta = 0.
+        order: 1, 2 or 3, the number of past estimates used and the global order of convergence at eta = 0; order 3
+            only from T, where x0_hat hardly changes in the first two steps, of orders 1 and 2: else they leave O(h^2).
         eta: 0 solves the probability-flow ODE; 1 is SDE-DPM-Solver++ (their app. B).
 
     Raises:
@@ -293,10 +296,21 @@ def usual(
 def launch(
     sampler: Sampler, denoiser: Any, x: Tensor, times: Tensor, generator: torch.Generator | None, cond: dict[str, Any]
 ) -> Iterator[State]:
-    """sampler(denoiser, x, times, **cond), and the generator to samplers that take one."""
+    """sampler(denoiser, x, times, **cond), and the generator to samplers that take one.
+
+    Raises:
+        ValueError: the sampler takes none, though one was given, and draws from torch's global generator.
+    """
     if "generator" in inspect.signature(sampler).parameters:
         cond = {**cond, "generator": generator}
-    return sampler(denoiser, x, times, **cond)
+    states, before = sampler(denoiser, x, times, **cond), torch.get_rng_state()
+    for state in states:
+        if generator is not None and not torch.equal(before, torch.get_rng_state()):
+            raise ValueError(
+                "The sampler drew from torch's global generator, though one was given: set options by "
+                "functools.partial, or give your function a parameter `generator` to pass on."
+            )
+        yield state
 
 
 def intervals(schedule: Schedule, times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -318,17 +332,6 @@ def estimate(denoiser: Any, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tenso
     """denoiser(x, t, **cond) without gradient and in eval mode; every module's own mode is restored."""
     with eval_mode(denoiser):
         x0: Tensor = denoiser(x, t, **cond)
-        return x0
-
-
-@contextmanager
-def eval_mode(denoiser: Any) -> Iterator[None]:
-    """No module of the denoiser drops labels in here; every module's own mode is restored."""
-    training = [m for m in denoiser.modules() if m.training] if getattr(denoiser, "training", False) else []
-    try:
-        if training:
-            denoiser.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    if x0.shape != x.shape:
+        raise ValueError(f"The denoiser returned {tuple(x0.shape)} for x of shape {tuple(x.shape)}: they must agree.")
+    return x0

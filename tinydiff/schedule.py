@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 
+def floating(x: Tensor) -> Tensor:
+    """x itself, or a sentence where its numbers are whole: every coefficient would be cut to 0 or 1."""
+    if not x.is_floating_point():
+        raise ValueError(f"x holds {x.dtype}, but must be floating point: scale pixels first, x.float() / 127.5 - 1.")
+    return x
+
+
 def match(value: Tensor, like: Tensor) -> Tensor:
     """Cast a float64 coefficient of shape () or (B,) to `like`: its dtype, its device, () or (B, 1, ..., 1)."""
     if value.ndim:
         value = value.reshape(-1, *[1] * (like.ndim - 1))
-    return value.to(like.dtype).to(like.device)  # in this order: some devices have no float64
+    return value.to(floating(like).dtype).to(like.device)  # in this order: some devices have no float64
 
 
 def float64(value: Tensor | float) -> Tensor:
@@ -123,7 +130,7 @@ class Schedule:
 
     def time_at_angle(self, phi: Tensor | float) -> Tensor:
         """t with phi_t = phi > 0, float64: the inverse of `angle`; values above phi_T give T."""
-        return self.time(-float64(phi).tan().log())
+        return self.time(-float64(phi).clamp(max=torch.pi / 2).tan().log())
 
 
 def from_betas(betas: Tensor) -> Schedule:
@@ -156,8 +163,8 @@ def _steps(n: int, name: str) -> int:
 def linear(T: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
     """DDPM's schedule: beta_t linear in t from `start` to `end` (Ho et al. 2020, sec. 4), scaled by 1000/T.
 
-    The scaling keeps alpha_bar_T near 4e-5 for every T; without it T = 100 would leave alpha_bar_T = 0.36, still a
-    picture. Scaled betas are capped at 0.999, which matters below T = 21.
+    The scaling keeps alpha_bar_T near 1e-5 from T = 50 on (4e-5 at 1000); below that it is less. Without it T = 100
+    would leave alpha_bar_T = 0.36, still a picture. Scaled betas are capped at 0.999, which matters below T = 21.
     """
     betas = torch.linspace(end, start, _steps(T, "T"), dtype=torch.float64).flip(0)  # from the end: T = 1 keeps beta_T
     return from_betas((betas * (1000 / T)).clamp(max=0.999))
@@ -189,6 +196,7 @@ def uniform_log_snr(schedule: Schedule, steps: int) -> Tensor:
 
     Source: Lu et al. 2022a (DPM-Solver), sec. 3.4, with t = 1 as the last noisy time.
     """
+    _at_least_two_noisy_times(schedule, steps)
     ends = schedule.half_log_snr(torch.tensor([schedule.T, 1.0]))
     return _to_zero(schedule, torch.linspace(0, 1, _steps(steps, "steps"), dtype=torch.float64) * ends.diff() + ends[0])
 
@@ -207,7 +215,11 @@ def root_angle(schedule: Schedule, steps: int, power: float = 1 / 2) -> Tensor:
 
     For consistency models, whose answers change most there along a path: with 1/2 it says how much noise `consistency`
     should put back (64 degrees for the second of two steps), with 1/3 what `distill` teaches, both by measurement.
+
+    Raises:
+        ValueError: power is not positive.
     """
+    _positive("power", power)
     return _at_angles(schedule, torch.linspace(1, 0, _steps(steps, "steps") + 1, dtype=torch.float64) ** power)
 
 
@@ -225,14 +237,29 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0, sigma_max: float = 
     data's scale in what is then taken for pure noise. Source: Karras et al. 2022 (EDM), eq. 5 and table 1.
 
     Raises:
-        ValueError: sigma_max is not above sigma/alpha at t = 1.
+        ValueError: rho is not positive, or sigma_max not above sigma/alpha at t = 1.
     """
+    _at_least_two_noisy_times(schedule, steps)
+    _positive("rho", rho)
     low, high = (-schedule.half_log_snr(torch.tensor([1.0, schedule.T]))).exp().tolist()
     if not sigma_max > low:
         raise ValueError(f"sigma_max = {sigma_max} must be above {low:.3g}, this schedule's sigma/alpha at t = 1.")
     start, end = min(high, sigma_max) ** (1 / rho), low ** (1 / rho)
     ramp = start + torch.linspace(0, 1, _steps(steps, "steps"), dtype=torch.float64) * (end - start)
     return _to_zero(schedule, -rho * ramp.log())
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} = {value} must be greater than 0.")
+
+
+def _at_least_two_noisy_times(schedule: Schedule, steps: int) -> None:
+    if schedule.T == 1 and steps > 1:
+        raise ValueError(
+            f"This grid spaces its times between T and t = 1, which are the same here: take steps = 1 for {steps}, "
+            "or another grid, such as uniform."
+        )
 
 
 def _to_zero(schedule: Schedule, half_log_snr: Tensor) -> Tensor:
