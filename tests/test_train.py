@@ -1,5 +1,6 @@
 """Training: the average, the schedule of the learning rate, stopping and resuming bit for bit, and damaged files."""
 
+import copy
 import errno
 import itertools
 import json
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 from conftest import normal
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import tinydiff as td
 from tinydiff.checkpoint import load, save
@@ -176,6 +178,47 @@ def test_finite_batches_begin_again_and_none_at_all_is_named() -> None:
     assert len(list(train(points(), [POINTS[:8], POINTS[8:16]], steps=5))) == 5
     with pytest.raises(ValueError, match="batches ran out"):
         list(train(points(), iter([POINTS]), steps=5))
+
+
+def test_batches_may_come_from_a_data_loader_and_a_data_set_in_their_place_is_named() -> None:
+    x, y = POINTS[:8], torch.arange(8) % 3
+    seen = []
+
+    def loss(denoiser: td.Denoiser, x0: Tensor, *, generator: Any, **cond: Tensor) -> Tensor:
+        seen.append((x0, cond))
+        return td.ddpm_loss(denoiser, x0, generator=generator)
+
+    for data in (TensorDataset(x), TensorDataset(x, y)):
+        list(train(points(), DataLoader(data, batch_size=4), steps=2, loss=loss))
+    assert torch.equal(torch.cat([x0 for x0, _ in seen]), torch.cat([x, x]))
+    assert [list(cond) for _, cond in seen] == [[], [], ["y"], ["y"]]
+    assert torch.equal(torch.cat([cond["y"] for _, cond in seen[2:]]), y)
+    assert len(list(train(points(), (x, x), steps=2))) == 2, "a tuple of batches is no data set"
+    with pytest.raises(ValueError, match=r"a whole data set.*td\.batches\(x, y, size=128\)"):
+        next(train(points(), td.toy("moons", 50), steps=2))
+
+
+def test_an_average_is_not_trained_itself_but_a_copy_of_it_can_be() -> None:
+    average = EMA(points()).denoiser
+    with pytest.raises(ValueError, match=r"No weight of this denoiser wants a gradient.*requires_grad_\(True\)"):
+        next(train(average, batches(POINTS, size=8), steps=1))
+    copied = copy.deepcopy(average).requires_grad_(True)
+    next(train(copied, batches(POINTS, size=8), steps=1, warmup=0))
+    assert not same(weights(copied), weights(average))
+
+
+def test_labels_are_dropped_by_torchs_global_generator_beside_the_one_that_is_given() -> None:
+    """As the docstring of `train` says: the same seed twice is needed for the same weights."""
+
+    def trained(seed: int) -> list[Tensor]:
+        denoiser, generator = small(), torch.Generator().manual_seed(0)
+        torch.manual_seed(seed)
+        list(train(denoiser, batches(*PICTURES, size=8, generator=generator), steps=4, generator=generator))
+        return weights(denoiser)
+
+    first = trained(1)
+    assert same(first, trained(1))
+    assert not same(first, trained(2))
 
 
 def test_gradients_are_clipped_to_the_stated_norm() -> None:
@@ -350,6 +393,20 @@ def test_a_time_budget_spans_resumed_runs(tmp_path: Path) -> None:
     assert [p.seconds for p in run(1)] == [4, 5, 6, 7, 8]
 
 
+def test_the_speed_is_that_of_this_run_also_after_a_resume(tmp_path: Path) -> None:
+    def run(seed: int) -> Iterator[Progress]:
+        ticks = itertools.count(step=2)  # read twice a step: a step takes 2 s
+        return train(
+            points(seed), batches(POINTS, size=8), steps=6, checkpoint=tmp_path / "c", clock=lambda: next(ticks)
+        )
+
+    for p in run(0):
+        assert p.images_per_second == 4
+        if p.step == 3:
+            break
+    assert [p.images_per_second for p in run(1)] == [4, 4, 4]
+
+
 def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
     path, other = tmp_path / "c.safetensors", tmp_path / "saved.safetensors"
     whole_run(path)
@@ -466,6 +523,28 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Cannot write"):
         save(tmp_path / "file" / "a.safetensors", points())
+
+
+def test_what_cannot_be_saved_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(error: type[Exception], sentence: str, denoiser: Any, folder: Path = tmp_path) -> None:
+        batch = batches(PICTURES[0], size=4)
+        with pytest.raises(error, match=sentence):
+            next(train(denoiser, batch, steps=9, checkpoint=folder / "a.safetensors", loss=lambda *_, **__: 1 / 0))
+
+    refuse(FileNotFoundError, r"Cannot write .*nowhere.*choose a folder that exists", small(), tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    refuse(FileNotFoundError, r"Cannot write .*file", small(), tmp_path / "file")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        refuse(PermissionError, r"Cannot write .*and is yours", small())
+    autoencoder = td.Autoencoder()
+    refuse(TypeError, "not Autoencoder around NoneType", autoencoder)
+    with pytest.raises(TypeError, match="keep your own classes"):
+        save(tmp_path / "a.safetensors", autoencoder)  # type: ignore[arg-type]
+    unheard = small()
+    unheard.info = {"mean": torch.zeros(2)}
+    refuse(TypeError, "Tensor is not JSON serializable", unheard)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

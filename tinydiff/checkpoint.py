@@ -6,6 +6,7 @@ is the noise schedule in float64. The header names tinydiff's classes, never cod
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def save(path: str | Path, denoiser: Denoiser, **info: Any) -> None:
         TypeError: a class of denoiser or network that `load` would not know.
         OSError: the folder is missing or read-only, or the disk is full; an older file at `path` stays as it was.
     """
-    write(Path(path), tensors_of(denoiser, "net."), header_of(denoiser) | {"info": json.dumps(denoiser.info | info)})
+    header = header_of(denoiser) | {"info": json.dumps(denoiser.info | info)}
+    write(Path(path), tensors_of(denoiser, "net."), header)
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
@@ -63,6 +65,20 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit its own description, make or fetch it again: {error}") from None
     return denoiser.to(device).eval()
+
+
+def check_training(path: Path, denoiser: Denoiser) -> None:
+    """Refuse before training what `save_training` would refuse after it.
+
+    Raises:
+        TypeError: a class that `load` would not know, or an `info` that JSON cannot hold.
+        OSError: the folder is missing or read-only.
+    """
+    header_of(denoiser)
+    json.dumps(denoiser.info)
+    code = errno.EACCES if path.parent.is_dir() else errno.ENOENT
+    if _is_first() and (code == errno.ENOENT or not os.access(path.parent, os.W_OK)):
+        raise OSError(code, f"Cannot write {path} ({os.strerror(code)}): choose a folder that exists and is yours")
 
 
 def save_training(
@@ -118,7 +134,7 @@ def load_training(
 
 def header_of(denoiser: Denoiser) -> dict[str, str]:
     """The header that lets `load` rebuild the denoiser; TypeError if it could not."""
-    kind, net = type(denoiser), type(denoiser.net)
+    kind, net = type(denoiser), type(getattr(denoiser, "net", None))
     if DENOISERS.get(kind.__name__) is not kind or NETS.get(net.__name__) is not net:
         raise TypeError(
             f"A file can hold {', '.join(DENOISERS)} around {', '.join(NETS)}, not {kind.__name__} around "
@@ -163,7 +179,12 @@ def write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> Non
 
     Of a group of processes, which hold the same tensors, the first one writes.
     """
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+    if not _is_first():
         return
     data = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, header)
     files.write(path, data)
+
+
+def _is_first() -> bool:
+    """Whether this process is the first of its group, or alone."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinydiff.checkpoint import header_of, load, load_training, save, save_training
+from tinydiff.checkpoint import check_training, load, load_training, save, save_training
 from tinydiff.denoise import Denoiser
 from tinydiff.diffuse import ddpm_loss
 from tinydiff.muon import Muon
@@ -116,26 +116,37 @@ def train(
     weights of an uninterrupted one, provided that the batches are drawn from the same `generator`.
 
     Args:
-        batches: yields x0 (B, ...) or (x0, y) on the denoiser's device; begun again when it runs out.
+        batches: yields x0 (B, ...) or (x0, y) on the denoiser's device, as `batches` or a DataLoader does; begun again
+            when it runs out.
         ema: updated after every step.
         steps, seconds: the budget, one of the two.
         lr: peak learning rate.
         dtype: of the network's arithmetic; by default `fast_dtype` of the batch.
         loss: called as loss(denoiser, x0, generator=generator, y=y), and with fraction=, the share of the budget that
             is spent, 0 to 1, if it has a parameter of that name.
-        generator: source of the loss's randomness; without it, torch's global one.
+        generator: source of the loss's randomness; without it, torch's global one, from which labels are dropped in
+            any case: for the same weights again, torch.manual_seed(0), too.
         clock: what counts seconds, the same in all processes of a group.
 
     Raises:
-        ValueError: not exactly one budget, a checkpoint of something else, or no batches.
+        ValueError: not exactly one budget, no weight to train, a checkpoint of something else, no batches, or a data
+            set in their place.
         TypeError: a checkpoint is wanted of classes that `load` would not know.
+        OSError: the checkpoint's folder is missing or read-only.
         FloatingPointError: the loss or its gradient is no longer finite; the checkpoint stays as it last was.
     """
     if (steps is None) == (seconds is None) or not (steps or seconds or 0) > 0:
         raise ValueError(
             f"Say how long to train with steps or seconds, one of the two and above 0: {steps=}, {seconds=}."
         )
+    if isinstance(batches, tuple) and len(batches) == 2 and getattr(batches[1], "ndim", 0) == 1:
+        raise ValueError("The batches are (x, y), a whole data set: draw batches from it, td.batches(x, y, size=128).")
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            "No weight of this denoiser wants a gradient, as in the average of an EMA: train a copy of it, "
+            "copy.deepcopy(denoiser).requires_grad_(True)."
+        )
     fused = parameters[0].device.type in ("cpu", "cuda")
     optimiser = Muon(parameters, lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused)
     now = Progress(step=0, fraction=0.0, loss=math.nan, lr=0.0, seconds=0.0, images_per_second=0.0)
@@ -143,7 +154,7 @@ def train(
     random = _random_state(generator)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
-        header_of(denoiser)  # what cannot be saved is better known before training than after
+        check_training(path, denoiser)  # what cannot be saved is better known before training than after
     if path is not None and path.exists():
         told, random = load_training(path, models, optimiser, random)
         now = Progress(**{field: told[field] for field in Progress.__dataclass_fields__})
@@ -168,7 +179,8 @@ def train(
         while fraction < 1:
             started = clock()
             batch = next(source)
-            x0, cond = (batch, {}) if isinstance(batch, Tensor) else (batch[0], {"y": batch[1]})
+            x0, *labels = (batch,) if isinstance(batch, Tensor) else batch
+            cond = {"y": labels[0]} if labels else {}
 
             fraction = done(now.step + 0.5, now.seconds)
             rate = lr * min(1.0, fraction / warmup if warmup else 1.0) * (1 + math.cos(math.pi * fraction)) / 2
