@@ -112,3 +112,12 @@ def test_a_model_without_classes_is_drawn_without_labels(net, shape: list[int], 
     run.picture(td.load(path), tmp_path / "b.png", steps=1)  # as many as it likes
     assert cli.main(["sample", path, "--label", "3", "--device", "cpu"]) == 2
     assert "label 3 is none of this model's classes, as it has none: leave the label out." in capsys.readouterr().err
+
+
+def test_the_average_that_train_returns_can_be_distilled(tmp_path: Path) -> None:
+    options = {"steps": 1, "batch": 16}
+    teacher = run.train("moons", tmp_path / "teacher", device=torch.device("cpu"), **options)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    student = run.distill(teacher, "teacher", tmp_path / "student", **options)
+    assert student.info["teacher"] == "teacher"
+    assert not any(p.requires_grad for p in teacher.parameters()), "the teacher stays as it is"

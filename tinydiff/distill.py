@@ -197,7 +197,7 @@ def distill(
     digits. On MNIST a small network errs in each interval, and on the way to pure noise most: few intervals, dense near
     the noise, serve it better, and `PICTURES` has them. Stops and resumes as `train` does, the grid too.
 
-        student = copy.deepcopy(teacher)
+        student = copy.deepcopy(teacher).requires_grad_(True)  # the average of an EMA is frozen
         ema = EMA(student, decay=0.99)
         for p in distill(student, teacher, batches(x, y, size=128), ema=ema, seconds=600, lr=3e-3, **PICTURES): ...
         sample(ema.denoiser, (64, 1, 28, 28), steps=2, sampler=consistency, y=labels)

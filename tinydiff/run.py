@@ -175,7 +175,7 @@ def distill(
     settings |= {"seed": seed, "steps": steps, "minutes": minutes}
     settings |= {"batch": batch or recipe.batch, "lr": lr or recipe.lr}
     guided = teacher if guidance == 1 else td.ClassifierFree(teacher, guidance)
-    student = copy.deepcopy(teacher)
+    student = copy.deepcopy(teacher).requires_grad_(True)  # `train` returns an average, which wants no gradients
     kept = ("data", "shape", "classes", "autoencoder")
     student.info = {key: teacher.info[key] for key in kept if key in teacher.info} | settings
     ema, generator = td.EMA(student, 0.99), torch.Generator().manual_seed(seed)
