@@ -312,6 +312,9 @@ def test_check_lists_exercises_and_judges_a_file(tmp_path: Path, capsys) -> None
         ),
         ("compare mnist --student mnist", "--student mnist is no consistency model"),
         ("data moon", "did you mean 'moons'"),
+        ("data moons --out moons.jpg", "--out moons.jpg must end in .png"),
+        ("sample tests", "tests is a folder without a checkpoint.safetensors"),
+        ("demo --minutes 0", "--minutes 0 must be greater than 0"),
         ("check", "check needs an exercise and a file"),
         ("check q_smaple x.py", "q_smaple is no exercise"),
         ("check q_sample nowhere.py", "No such file"),
@@ -337,6 +340,24 @@ def test_mistakes_with_a_checkpoint(option: str, message: str, trained: Path, ca
     assert message in capsys.readouterr().err
 
 
+def test_the_folder_of_a_run_stands_for_its_checkpoint(trained: Path, tmp_path: Path) -> None:
+    for name in (trained, trained / "checkpoint.safetensors"):
+        assert (
+            cli.main(["sample", str(name), "-n", "2", "--steps", "1", "--out", str(tmp_path / f"{name.stem}.npy")]) == 0
+        )
+    a, b = (np.load(tmp_path / f"{name}.npy") for name in (trained.stem, "checkpoint"))
+    assert np.array_equal(a, b)
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "tinydiff", "data"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 0
+    assert error == b""
+
+
 def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys) -> None:
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes((trained / "checkpoint.safetensors").read_bytes()[:-1000])
@@ -348,6 +369,10 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["trian"])
     assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", "mnist", "--seed", str(2**63)])
+    assert stop.value.code == 2
+    assert f"{2**63} must be a whole number of at most 18 digits" in capsys.readouterr().err
     for command in ("train", "distill", "sample", "evaluate", "compare", "data", "demo", "doctor", "lessons", "check"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])

@@ -29,6 +29,7 @@ from tinydiff.pretrained import pictures, shipped
 SAMPLERS: dict[str, Callable[..., Iterator[td.State]]] = {
     "ddpm": td.ddpm,
     "ddim": td.ddim,
+    "heun": td.heun,
     "dpm_solver_pp": td.dpm_solver_pp,
     "dpm_solver_pp_sde": partial(td.dpm_solver_pp, eta=1.0),
     "consistency": td.consistency,
@@ -41,7 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code: int | None = args.run(args)
         parallel.wait()
+        sys.stdout.flush()
         return code or 0
+    except BrokenPipeError:  # whoever read, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         named = isinstance(error, OSError) and error.filename
@@ -175,10 +180,15 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(checkpoint: str, device: torch.device) -> td.Denoiser:
-    """The denoiser in a file, or the shipped one of that name."""
+    """The denoiser in a file, the one that a run left in its folder, or the shipped one of that name."""
     names = shipped()
     if checkpoint in names:
         return td.load_pretrained(checkpoint, device)
+    if Path(checkpoint).is_dir():
+        inside = Path(checkpoint) / "checkpoint.safetensors"
+        if not inside.exists():
+            raise ValueError(f"{checkpoint} is a folder without a {inside.name}: name a file, or the folder of a run.")
+        return td.load(inside, device)
     if not Path(checkpoint).suffix and not Path(checkpoint).exists():
         raise ValueError(f"{checkpoint} is neither a file nor one of the shipped models {', '.join(names)}.")
     return td.load(checkpoint, device)
@@ -192,8 +202,11 @@ def data(args: argparse.Namespace) -> None:
         print(f"mnist: 70,000 real digits of 28x28 pixels; {checkup.where_mnist()}")
         print("To draw one: tinydiff data NAME")
         return
+    out = Path(args.out or f"{args.name}.png")
+    if out.suffix != ".png":
+        raise ValueError(f"--out {out} must end in .png.")
     x, y = run.load_data(args.name)
-    out, classes = Path(args.out or f"{args.name}.png"), int(y.max()) + 1
+    classes = int(y.max()) + 1
     if x.ndim == 2:
         plot.save_png(out, plot.cloud(x[:4000], y[:4000], limit=1.3, size=512))
     else:
@@ -204,6 +217,7 @@ def data(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Train on the real 8x8 digits, sample in several ways from the same noise, draw and measure."""
+    _refuse_what_is_not_positive(args, "minutes")
     out = Path(args.out)
     denoiser = run.train("digits", out / "run", device=choose_device("auto"), minutes=args.minutes)
     x, y = td.digits()
@@ -241,6 +255,7 @@ def lessons(args: argparse.Namespace) -> int:
     source = _find_lessons()
     if args.dir is None and (source.parent / "pyproject.toml").exists():
         folder = source
+        print(f"The lessons are in {folder}")
     else:
         folder = Path(args.dir or "tinydiff-lessons")
         folder.mkdir(parents=True, exist_ok=True)
@@ -299,6 +314,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(present[0] if name == "auto" else name)
 
 
+def _seed(text: str) -> int:
+    if not (text.removeprefix("-").isdecimal() and -(2**63) <= int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at most 18 digits.")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinydiff",
@@ -331,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--sampler", choices=list(SAMPLERS), help=f"default: {usual}")
 
     def seed(p: argparse.ArgumentParser) -> None:
-        p.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+        p.add_argument("--seed", type=_seed, default=0, help="the same seed gives the same result (default: 0)")
 
     p = command(
         train,
