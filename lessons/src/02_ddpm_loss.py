@@ -499,8 +499,8 @@ assert best - 0.001 < mine < 1.05 * best
 
 # %% [markdown]
 # **Expected loss: about 0.135, and that is as good as it gets.** The variance of the noise is 1, so here 14 percent of it can
-# never be told from data. A loss far from zero is no failure. If you see 0.2
-# instead, train longer. If you see less than 0.13, suspect the test.
+# never be told from data. A loss far from zero is no failure. If you see 0.2 instead, train longer. If you see less than 0.13,
+# suspect the test.
 #
 # The excess has a meaning. $\hat x_0^*$ is a conditional mean, so its error is uncorrelated with every function of $x_t$,
 # and Pythagoras holds:

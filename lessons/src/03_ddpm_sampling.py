@@ -517,8 +517,8 @@ plot.clouds(
 plot.clouds(
     dict(list(panels.items())[4:]),
     limit=1,
-    alt="t off by one: dots with tails towards the middle. Never visits T: dots, but fewer points on the first. Never visits "
-    "0: three wide blurs.",
+    alt="t off by one: three tiny dots, and a trail of points from one to the next. Never visits T: small dots, but fewer points "
+    "on the first. Never visits 0: three wide blurs.",
 )
 
 # %% [markdown]

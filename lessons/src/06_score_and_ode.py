@@ -333,9 +333,9 @@ plot.strip(
 )
 
 # %% [markdown]
-# Left, points that start side by side travel side by side, unless a watershed between two islands parts them. Two curves may cross on paper, but no two points are ever in the
-# same place at the same time: where you are, and when, decides where you go. At the end the arrows die. When the noise is gone, the
-# current has nothing left to do: $\hat v \approx -\sigma\,(\text{score} + x) \to 0$. The score on the right still points
+# Left, points that start side by side travel side by side, unless a watershed between two islands parts them. Two curves may
+# cross on paper, but no two points are ever in the same place at the same time: where you are, and when, decides where you go.
+# At the end the arrows die. When the noise is gone, the current has nothing left to do: $\hat v \approx -\sigma\,(\text{score} + x) \to 0$. The score on the right still points
 # uphill.
 #
 # Single points end elsewhere, the density is the same. We check with 1000 points, 200 steps, and the energy distance of
