@@ -196,6 +196,23 @@ def test_of_two_mistakes_at_once_the_first_is_named():
     assert check.q_sample.verdict(other).mistake is None, "right values, then something unheard of"
 
 
+@each_exercise()
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, None], ids=str)
+def test_right_values_in_another_dtype_are_no_known_mistake(exercise, kind):
+    """They may cost properties, and the message names the dtype; but no hint blames what was not done."""
+
+    def converted(value):
+        if isinstance(value, tuple | list):
+            return type(value)(map(converted, value))
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.detach().numpy() if kind is None else value.to(kind)
+
+    verdict = exercise.verdict(lambda *given: converted(exercise.reference(*given)))
+    told = verdict.mistake.name if verdict.mistake else None
+    assert told in (None, "no gradient", "float64 coefficients"), verdict.text()
+
+
 def test_a_verdict_is_quiet_in_a_notebook_and_short_elsewhere(capsys):
     verdict = check.q_sample(check.q_sample.reference)
     assert capsys.readouterr().out.startswith("q_sample: right. Checked: values; ")

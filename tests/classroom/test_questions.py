@@ -1,10 +1,12 @@
 """The questions that only teachers have: references pass, mistakes earn their own hint, and no other."""
 
 import ast
+import math
 import re
 
 import pytest
 import questions
+import torch
 from course import CLASSROOM  # makes the next line possible
 
 from tinydiff import check
@@ -26,6 +28,45 @@ def test_each_mistake_is_rejected_with_its_own_hint(question):
         verdict = question.verdict(mistake.function, seed=3)
         assert verdict.mistake is mistake, f"{mistake.name}: {verdict.text()}"
         assert verdict.score < 1
+
+
+SPELLINGS = {
+    "lesson 04": lambda half: torch.exp(torch.arange(half) * (-math.log(10000) / half)),
+    "a power": lambda half: 10000 ** (-torch.arange(half) / half),
+    "one over": lambda half: 1 / 10000 ** (torch.arange(half) / half),
+    "a list": lambda half: torch.tensor([10000 ** (-i / half) for i in range(half)]),
+    "logspace": lambda half: torch.logspace(0, -4 * (half - 1) / half, half),
+}
+
+
+@pytest.mark.parametrize("frequencies", SPELLINGS.values(), ids=SPELLINGS)
+def test_the_lesson_s_own_formula_of_the_clocks_is_right(frequencies):
+    """In float32, as there: the task asks for no more digits than t has."""
+
+    def mine(t, dim):
+        angle = t[:, None] * frequencies(dim // 2)
+        return torch.cat([angle.cos(), angle.sin()], 1)
+
+    for seed in range(20):
+        verdict = questions.QUESTIONS["time_features"].verdict(mine, seed)
+        assert verdict, verdict.text()
+
+
+def test_clocks_in_float64_cost_one_property():
+    asked = questions.QUESTIONS["time_features"]
+    verdict = asked.verdict(lambda t, dim: asked.reference(t.double(), dim))
+    assert [what for what, held in verdict.properties.items() if not held] == ["float32 stays float32"]
+    assert verdict.mistake is None
+
+
+def test_the_weights_of_the_bound_may_become_tensors():
+    def mine(a_s, a_t):
+        a_s, a_t = torch.as_tensor(a_s), torch.as_tensor(a_t)
+        return (a_s / (1 - a_s) - a_t / (1 - a_t)) / 2
+
+    for seed in range(20):
+        verdict = questions.QUESTIONS["bound_weight"].verdict(mine, seed)
+        assert verdict, verdict.text()
 
 
 def test_a_number_may_be_rounded_to_four_digits():

@@ -208,27 +208,33 @@ def judge(exercise: Exercise, cases: Sequence[Case], seen: Sequence[Observation]
     if all(s.missing for s in seen):
         return Verdict(exercise.name, {}, "not attempted yet")
     truth = [observe(exercise.reference, case) for case in cases]
-    right = [_wrong(s, r) == "" for s, r in zip(seen, truth, strict=True)]
+    values = cases[0].what
+    problems = [_wrong(s, r, case.what == values) for case, s, r in zip(cases, seen, truth, strict=True)]
     properties = {case.what: True for case in cases}
-    for case, fine in zip(cases, right, strict=True):
-        properties[case.what] &= fine
+    for case, problem in zip(cases, problems, strict=True):
+        properties[case.what] &= not problem
     properties[UNTOUCHED] = not any(s.changed for s in seen)
     properties[QUIET] = not any(s.drew for s in seen)
     if all(properties.values()):
         return Verdict(exercise.name, properties, "right. Checked: " + "; ".join(properties) + ".")
-    mistake = _known(exercise, cases, seen, right)
+    mistake = _known(exercise, cases, seen, truth, problems)
     first = next(what for what, held in properties.items() if not held)
     count = f"{sum(properties.values())} of {len(properties)} properties hold; not yet: {first}."
-    return Verdict(exercise.name, properties, f"{count}\n{_told(exercise, cases, seen, truth, right)}", mistake)
+    return Verdict(exercise.name, properties, f"{count}\n{_told(exercise, cases, seen, problems)}", mistake)
 
 
 def _known(
-    exercise: Exercise, cases: Sequence[Case], seen: Sequence[Observation], right: Sequence[bool]
+    exercise: Exercise,
+    cases: Sequence[Case],
+    seen: Sequence[Observation],
+    truth: Sequence[Observation],
+    problems: Sequence[str],
 ) -> Mistake | None:
     """The mistake that gives the same everywhere; or else, as people make two at once, the one that gives the same
-    values up to the first property that fails, and in most cases after it."""
-    start = next((i for i, fine in enumerate(right) if not fine), len(cases))
+    values up to the first property that fails, wrong ones among them, and in most cases after it."""
+    start = next((i for i, problem in enumerate(problems) if problem), len(cases))
     until = {case.what for case in cases[: start + 1]}
+    off = [not _same(s, r, strict=False) for s, r in zip(seen, truth, strict=True)]  # in value: dtypes have no hints
     best, count = None, 0
     for mistake in exercise.mistakes:
         theirs = [observe(mistake.function, case) for case in cases]
@@ -236,7 +242,7 @@ def _known(
             return mistake
         alike = [bool(s.outputs) and _same(s, m, strict=False) for s, m in zip(seen, theirs, strict=True)]
         needed = [a for case, s, a in zip(cases, seen, alike, strict=True) if case.what in until and s.outputs]
-        wrong = [a for case, a, fine in zip(cases, alike, right, strict=True) if case.what in until and not fine]
+        wrong = [a and o for case, a, o in zip(cases, alike, off, strict=True) if case.what in until]
         if all(needed) and any(wrong) and sum(alike) > count:
             best, count = mistake, sum(alike)
     return best
@@ -252,8 +258,8 @@ def _same(a: Observation, b: Observation, strict: bool = True) -> bool:
     )
 
 
-def _wrong(seen: Observation, truth: Observation) -> str:
-    """What is wrong with an answer, in words; nothing if it is right."""
+def _wrong(seen: Observation, truth: Observation, values: bool) -> str:
+    """What is wrong with an answer, in words; nothing if it is right. Among the values, more digits do no harm."""
     if seen.error:
         return seen.report
     if seen.missing:
@@ -264,7 +270,8 @@ def _wrong(seen: Observation, truth: Observation) -> str:
         a = _fit(given, b)
         if a.shape != b.shape:
             return f"It returns the shape {a.shape}, not {b.shape}."
-        if kind != asked and "number" not in (kind, asked) and not (a.ndim == 0 and asked == "float64"):
+        finer = values and (asked, kind) == ("float32", "float64")
+        if kind != asked and "number" not in (kind, asked) and not (a.ndim == 0 and asked == "float64") and not finer:
             return f"It returns {kind}, not {asked}."
         if not np.isfinite(a).all():
             return "It returns nan or inf."
@@ -300,13 +307,11 @@ def _told(
     exercise: Exercise,
     cases: Sequence[Case],
     seen: Sequence[Observation],
-    truth: Sequence[Observation],
-    right: Sequence[bool],
+    problems: Sequence[str],
 ) -> str:
     """The first case that goes wrong, its input, and what went wrong."""
     names = list(inspect.signature(exercise.reference).parameters)
-    for case, s, r, fine in zip(cases, seen, truth, right, strict=True):
-        problem = "" if fine else _wrong(s, r)
+    for case, s, problem in zip(cases, seen, problems, strict=True):
         if s.changed:
             problem = problem or f"It writes into {' and '.join(names[i] for i in s.changed if i < len(names))}."
         if s.drew:

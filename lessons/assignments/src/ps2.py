@@ -28,7 +28,7 @@ _ = torch.set_num_threads(1)
 # `half = dim // 2` the frequencies are $f_i = 10000^{-i/\text{half}}$ for $i = 0, \dots, \text{half}-1$; the features
 # are $\cos(t f_0), \cos(t f_1), \dots$, then $\sin(t f_0), \sin(t f_1), \dots$
 #
-# `t` has shape (B,), the answer (B, dim).
+# `t` has shape (B,), the answer (B, dim), in the dtype of `t`.
 
 
 # %% answer="time_features"
