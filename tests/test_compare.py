@@ -15,6 +15,7 @@ import tinydiff as td
 from tinydiff import compare
 from tinydiff.compare import REAL, STUDENT, ByDistance, ByFeatures, Row, Way
 from tinydiff.evaluate import measure
+from tinydiff.metrics import energy_distance
 
 SCHEDULE = td.linear()
 
@@ -178,6 +179,25 @@ def test_features_agree_with_evaluate() -> None:
     assert yardstick.judge(x, 0) == pytest.approx((known.frechet, known.recall))
     assert yardstick.floor(500).quality == pytest.approx(yardstick.reference.real(500).frechet)
     assert torch.equal(yardstick.classes(500, 1), y)
+
+
+@pytest.mark.parametrize(("data", "shape"), [("moons", [2]), ("digits", [1, 8, 8]), ("mnist", [1, 28, 28])])
+def test_a_model_without_classes_is_asked_for_none(data: str, shape: list[int]) -> None:
+    """A network that takes no y would refuse it; what it makes is compared with the data of all classes at once."""
+    net = td.MLP(hidden=8) if len(shape) == 1 else td.UNet(width=8, patch=shape[-1] // 14 or 1)
+    denoiser, n = td.VDenoiser(net, SCHEDULE), 500
+    denoiser.info = {"data": data, "shape": shape}
+    yardstick = compare.yardstick(denoiser, n)
+    assert yardstick.classes(n, 0) is None
+    _, row = compare.compare({"DDIM": Way(denoiser, td.ddim, (1,))}, yardstick, n=n, seeds=1)
+    assert math.isfinite(row.quality)
+    if isinstance(yardstick, ByDistance):
+        labelled = compare.yardstick(td.load_pretrained("toy-moons" if data == "moons" else data), n)
+        real, x = labelled.real(n, 3)[0][0], torch.randn(n, *shape, generator=seeded(0))
+        expected = 1e4 * energy_distance(real.flatten(1), x.flatten(1))
+        assert yardstick.judge(x, 3)[0] == pytest.approx(expected)
+    steered = td.ClassifierGuided(denoiser, lambda x, t, y: x.flatten(1).sum(1))
+    assert compare.yardstick(steered, n).classes(n, 0) is not None, "what guides it knows classes"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Guidance on a mixture, where the guided denoiser is known in closed form."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from conftest import normal
@@ -57,6 +60,54 @@ def test_classifier_free_is_one_call_with_labels_first() -> None:
     assert cond["flag"] is True
 
 
+def test_guidance_rules_compose_in_any_order(mixture: td.GaussianMixture) -> None:
+    """Both add multiples of the same gradient: scales multiply where the classifier is inside, and add outside it."""
+    exact, log_prob, x = mixture.denoiser(SCHEDULE), mixture.classifier(SCHEDULE), normal(5, 2)
+    labels = torch.tensor([0, 1, 2, -1, -1])
+
+    def guided(denoiser: Any) -> Tensor:
+        return denoiser(x, T, y=labels)
+
+    def by_classifier(denoiser: Any, scale: float) -> td.ClassifierGuided:
+        return td.ClassifierGuided(denoiser, log_prob, scale)
+
+    def free(denoiser: Any, scale: float) -> td.ClassifierFree:
+        return td.ClassifierFree(denoiser, scale)
+
+    for rules, scale in (
+        (free(by_classifier(exact, 1.5), 2.0), 3.0),
+        (free(td.Clipped(by_classifier(exact, 1.5), 1e9), 2.0), 3.0),
+        (by_classifier(free(exact, 2.0), 1.5), 3.5),
+        (by_classifier(td.Clipped(free(exact, 2.0), 1e9), 1.5), 3.5),
+        (by_classifier(by_classifier(exact, 2.0), 1.5), 3.5),
+        (by_classifier(free(by_classifier(exact, 1.5), 2.0), 1.0), 4.0),
+    ):
+        torch.testing.assert_close(guided(rules), guided(free(exact, scale)), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(guided(by_classifier(exact, 4.0))[3:], exact(x, T)[3:])  # no class, no guidance
+
+
+def test_the_classifier_follows_its_wrapper_to_another_dtype() -> None:
+    classifier = td.Classifier(width=8)
+    inner = td.VDenoiser(td.UNet(width=8), td.cosine())
+    wrapped = copy.deepcopy(td.ClassifierGuided(inner, classifier.log_prob).double())
+    assert {p.dtype for p in classifier.parameters()} == {torch.float64}
+    assert len(list(wrapped.parameters())) == len([*inner.parameters(), *classifier.parameters()])
+    assert wrapped.log_prob.__self__ is wrapped.classifier is not classifier, "a copy has its own"
+    samples = td.sample(wrapped, (3, 1, 28, 28), steps=2, y=torch.arange(3))
+    assert samples.dtype == torch.float64
+
+
+def test_a_network_that_has_not_learnt_no_class_cannot_be_guided_without_a_classifier() -> None:
+    net = td.MLP(hidden=8, classes=3, label_dropout=0)
+    denoiser, x = td.VDenoiser(net, SCHEDULE), normal(5, 2, dtype=torch.float32)
+    for inner in (denoiser, td.Clipped(denoiser)):
+        with pytest.raises(ValueError, match=r"scale = 2.0 asks for \"no class\".*label_dropout=0.1"):
+            td.ClassifierFree(inner, 2.0)
+    torch.testing.assert_close(td.ClassifierFree(denoiser, 1.0)(x, 5, y=Y), denoiser(x, 5, y=Y))
+    plain = td.VDenoiser(td.MLP(hidden=8, label_dropout=0), SCHEDULE)  # takes no y, but a classifier's guide does
+    assert td.ClassifierFree(td.ClassifierGuided(plain, lambda x, t, y: x.sum(1) * y), 2.0)(x, 5, y=Y).shape == (5, 2)
+
+
 def test_thresholds_by_hand() -> None:
     x0 = torch.tensor([[0.5, -0.9, 0.2, 0.1], [4.0, -2.0, 1.0, 0.0]], dtype=torch.float64)
     x, t = torch.zeros_like(x0), torch.tensor([10, 20])
@@ -111,6 +162,16 @@ def test_wrappers_pass_on_mode_device_and_parameters() -> None:
     [
         (lambda d: td.ClassifierFree(d, 2.0)(normal(2, 2), 5), "needs classes: pass y=labels"),
         (lambda d: td.ClassifierGuided(d, None)(normal(2, 2), 5), "needs classes: pass y=labels"),
+        (
+            lambda d: td.ClassifierFree(d, 2.0)(normal(2, 2), 5, y=7),
+            r"y is 7, but .* shape \(2,\).* torch\.full\(\(2,\), 7\)",
+        ),
+        (lambda d: td.ClassifierFree(d, 2.0)(normal(2, 2), 5, y=[0, 1]), r"y is \[0, 1\], but must be whole numbers"),
+        (lambda d: td.ClassifierFree(d, 2.0)(normal(2, 2), 5, y=Y), r"y is torch.int64 of shape \(5,\), but .* \(2,\)"),
+        (
+            lambda d: td.ClassifierGuided(d, None)(normal(2, 2), 5, y=Y),
+            r"y is torch.int64 of shape \(5,\), but .* \(2,\)",
+        ),
         (lambda d: td.Clipped(d, 0.0), "limit = 0.0 must be greater than 0"),
         (lambda d: td.DynamicThreshold(d, 1.5), r"quantile = 1.5 must lie in \(0, 1\]"),
     ],

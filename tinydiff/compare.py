@@ -23,7 +23,7 @@ from tinydiff import files, metrics, plot
 from tinydiff.data import TOYS, digits, toy
 from tinydiff.denoise import info_of
 from tinydiff.diffuse import randn
-from tinydiff.evaluate import LEAST, MOST, features, load_reference
+from tinydiff.evaluate import LEAST, MOST, features, load_reference, takes_labels
 from tinydiff.guide import Wrapper
 from tinydiff.pretrained import AUTOENCODER, load_classifier, pictures
 from tinydiff.sample import Grid, Sampler, consistency, ddim, ddpm, dpm_solver_pp, final, launch, usual
@@ -31,6 +31,7 @@ from tinydiff.solvers import heun
 from tinydiff.train import fast_dtype
 
 Labelled = tuple[Tensor, Tensor | None]  # samples and their classes
+Real = Callable[[int, int], tuple[Labelled, Labelled]]  # real(n, seed): two independent sets of n real samples
 REAL, STUDENT = "real data", "consistency"
 FEWEST = 100  # points: fewer measure their number, not the sampler
 PAIRS = 10  # of real sets, to tell how far apart those are
@@ -121,7 +122,7 @@ class ByDistance:
 
     name = "energy distance × 10⁴"
 
-    def __init__(self, real: Callable[[int, int], tuple[Labelled, Labelled]], shape: Sequence[int]) -> None:
+    def __init__(self, real: Real, shape: Sequence[int]) -> None:
         self.real, self.shape = real, tuple(shape)
 
     def classes(self, n: int, seed: int) -> Tensor | None:
@@ -144,16 +145,21 @@ class ByDistance:
 
 
 class ByFeatures:
-    """Frechet distance of digits to all of MNIST's training set, on the shipped classifier's features."""
+    """Frechet distance of digits to all of MNIST's training set, on the shipped classifier's features.
+
+    Args:
+        shape: of one sample.
+        asked: how many classes are asked for in turn, 10 or 0.
+    """
 
     name = "Frechet distance"
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
+    def __init__(self, shape: Sequence[int], asked: int = 10) -> None:
+        self.shape, self.asked = tuple(shape), asked
         self.classifier, self.reference = load_classifier(), load_reference()
 
     def classes(self, n: int, seed: int) -> Tensor | None:
-        return torch.arange(n) % 10
+        return torch.arange(n) % self.asked if self.asked else None
 
     def judge(self, x: Tensor, seed: int) -> tuple[float, float]:
         seen = features(self.classifier, x.float().clamp(-1, 1))
@@ -168,7 +174,9 @@ class ByFeatures:
 
 
 def yardstick(denoiser: Any, n: int) -> Yardstick:
-    """What samples of this denoiser are measured with, n at a time; its `info` says what it makes.
+    """What samples of this denoiser are measured with, n at a time; its `info` says what it makes, and of what classes.
+
+    A denoiser without classes is called without y, and its points are compared with those of all classes at once.
 
     Raises:
         ValueError: what it makes is not known here, or n is too small or, for digits, too large.
@@ -184,16 +192,17 @@ def yardstick(denoiser: Any, n: int) -> Yardstick:
     least = LEAST if is_mnist else FEWEST
     if n < least:
         raise ValueError(f"n = {n} must be at least {least}: fewer samples measure their number, not the sampler.")
+    real: Real = partial(_fresh, name)
     if is_mnist:
-        return ByFeatures(shape)
+        return ByFeatures(shape, 10 if takes_labels(denoiser) else 0)
     if name == "digits":
         x, y = digits()
         if n > len(x) // 2:
             raise ValueError(
                 f"n = {n} must be at most {len(x) // 2}, half of the {len(x):,} digits: the other half is the floor."
             )
-        return ByDistance(partial(_halves, x, y), shape)
-    return ByDistance(partial(_fresh, name), shape)
+        real = partial(_halves, x, y)
+    return ByDistance(real if takes_labels(denoiser) else partial(_unlabelled, real), shape)
 
 
 def compare(
@@ -406,6 +415,12 @@ def _row(name: str, calls: int, n: int, found: Sequence[tuple[float, float]], se
     means = [statistics.mean(values) for values in zip(*found, strict=True)]
     sds = [statistics.stdev(values) if len(found) > 1 else 0.0 for values in zip(*found, strict=True)]
     return Row(name, calls, n, len(found), means[0], sds[0], means[1], sds[1], seconds)
+
+
+def _unlabelled(real: Real, n: int, seed: int) -> tuple[Labelled, Labelled]:
+    """The same two sets, without their classes."""
+    (a, _), (b, _) = real(n, seed)
+    return (a, None), (b, None)
 
 
 def _fresh(name: str, n: int, seed: int) -> tuple[Labelled, Labelled]:

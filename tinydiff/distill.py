@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tinydiff.denoise import Denoiser, VDenoiser, eval_mode
 from tinydiff.diffuse import q_sample, randn
-from tinydiff.guide import ClassifierFree, Wrapper
+from tinydiff.guide import ClassifierFree, layers
 from tinydiff.sample import estimate, intervals, step
 from tinydiff.schedule import Schedule, quadratic, root_angle
 from tinydiff.train import EMA, Progress, train
@@ -262,9 +262,8 @@ def _refuse_all_but_v(student: Any) -> None:
 def _check(student: Denoiser, teacher: Any) -> None:
     """Refuse at once what would fail later or, worse, would not."""
     _refuse_all_but_v(student)
-    guided, inner = False, teacher
-    while isinstance(inner, Wrapper):
-        guided, inner = guided or isinstance(inner, ClassifierFree), inner.denoiser
+    guided = any(isinstance(d, ClassifierFree) for d in layers(teacher))
+    *_, inner = layers(teacher)
     theirs, ours = (getattr(getattr(d, "net", None), "config", {}) for d in (inner, student))
     if guided and theirs.get("classes") == 0:
         raise ValueError("Guidance needs a teacher trained with classes, and this one has none: pass it unguided.")

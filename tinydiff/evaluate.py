@@ -18,7 +18,7 @@ from tinydiff import metrics
 from tinydiff.checkpoint import read, strip
 from tinydiff.classifier import Classifier
 from tinydiff.denoise import info_of
-from tinydiff.guide import ClassifierGuided
+from tinydiff.guide import ClassifierGuided, layers
 from tinydiff.pretrained import AUTOENCODER, CLASSIFIER, load_classifier, pictures, verified
 from tinydiff.sample import Grid, Sampler, sample, usual
 
@@ -198,9 +198,6 @@ def _check(denoiser: Any, n: int) -> tuple[bool, list[int]]:
     """Whether the denoiser takes labels, and its samples' shape; a sentence if it cannot be measured here."""
     if not (isinstance(n, int) and n >= LEAST):
         raise ValueError(f"n = {n!r} must be a whole number of at least {LEAST}; 10,000 for a figure to quote.")
-    inner, guided = denoiser, False
-    while hasattr(inner, "denoiser"):
-        guided, inner = guided or isinstance(inner, ClassifierGuided), inner.denoiser
     info = info_of(denoiser)
     if "shape" not in info:
         raise ValueError(
@@ -213,7 +210,13 @@ def _check(denoiser: Any, n: int) -> tuple[bool, list[int]]:
             f"This denoiser makes {info.get('data', 'data')} of shape {tuple(info['shape'])}, and only MNIST digits of "
             "shape (1, 28, 28) can be measured here: use metrics.energy_distance for others."
         )
-    return guided or info.get("classes", 0) > 0, list(info["shape"])
+    return takes_labels(denoiser), list(info["shape"])
+
+
+def takes_labels(denoiser: Any) -> bool:
+    """Whether the denoiser, or a wrapper around it, can be asked for a class."""
+    guided = any(isinstance(d, ClassifierGuided) for d in layers(denoiser))
+    return guided or bool(info_of(denoiser).get("classes"))
 
 
 def _number(value: float) -> str:

@@ -1,11 +1,12 @@
 """Guidance and its repairs: wrappers around a denoiser that are denoisers themselves, composed in any order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tinydiff.nets import one_for_each
 from tinydiff.schedule import Schedule, match
 
 
@@ -23,6 +24,14 @@ class Wrapper(nn.Module):
         return schedule
 
 
+def layers(denoiser: Any) -> Iterator[Any]:
+    """The denoiser, the one inside it if it is a wrapper, and so on to the innermost."""
+    yield denoiser
+    while hasattr(denoiser, "denoiser"):
+        denoiser = denoiser.denoiser
+        yield denoiser
+
+
 class ClassifierFree(Wrapper):
     """Classifier-free guidance: x0_hat = x0_u + scale (x0_c - x0_u) (Ho & Salimans 2022, eq. 6, scale = 1 + their w).
 
@@ -31,20 +40,31 @@ class ClassifierFree(Wrapper):
     Args:
         denoiser: takes y=labels, -1 for "no class".
         scale: a number.
+
+    Raises:
+        ValueError: the network was trained with label_dropout = 0, and a scale other than 1 needs its "no class".
     """
 
     def __init__(self, denoiser: Any, scale: float) -> None:
         super().__init__(denoiser)
+        *_, inner = layers(denoiser)
+        config = getattr(getattr(inner, "net", None), "config", {})
+        if config.get("classes") and config.get("label_dropout") == 0 and scale != 1:
+            raise ValueError(
+                f'Guidance with scale = {scale} asks for "no class", which this network with label_dropout = 0 has not '
+                "learnt: train one with label_dropout=0.1, or use the denoiser unguided."
+            )
         self.scale = scale
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None, **cond: Any) -> Tensor:
         """x0_hat for x (B, ...), t () or (B,), y (B,); cond is for both halves, tensors (B, ...) are repeated.
 
         Raises:
-            ValueError: y is missing.
+            ValueError: y is missing, or not a class for each sample.
         """
         if y is None:
             raise ValueError("Classifier-free guidance needs classes: pass y=labels, or use the denoiser unguided.")
+        y = one_for_each(y, x)
         twice = {name: torch.cat([c, c]) if isinstance(c, Tensor) else c for name, c in cond.items()}
         t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
         both = self.denoiser(torch.cat([x, x]), t, y=torch.cat([y, torch.full_like(y, -1)]), **twice)
@@ -57,10 +77,12 @@ class ClassifierGuided(Wrapper):
     """Classifier guidance: x0_hat + scale (sigma_t^2/alpha_t) grad_x log p(y | x_t) (Dhariwal & Nichol 2021, alg. 2).
 
     That is eps_hat - scale sigma_t grad log p. scale 1 turns the exact unconditional denoiser into the conditional one.
+    Where y is -1, "no class", it is the denoiser's own answer.
 
     Args:
-        denoiser: called without y.
-        log_prob: log_prob(x_t, t, y) -> (B,), differentiable in x_t, with t of shape () or (B,).
+        denoiser: called without y, unless it is guided itself.
+        log_prob: log_prob(x_t, t, y) -> (B,), differentiable in x_t, with t of shape () or (B,). Where it is the method
+            of a module, that module's device and dtype follow the wrapper's.
         scale: a number.
     """
 
@@ -68,19 +90,26 @@ class ClassifierGuided(Wrapper):
         super().__init__(denoiser)
         self.log_prob = log_prob
         self.scale = scale
+        owner = getattr(log_prob, "__self__", None)
+        self.classifier = owner if isinstance(owner, nn.Module) else None
+        self.guided = any(isinstance(d, ClassifierFree | ClassifierGuided) for d in layers(denoiser))
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None, **cond: Any) -> Tensor:
         """x0_hat for x (B, ...), t () or (B,) and y (B,).
 
         Raises:
-            ValueError: y is missing.
+            ValueError: y is missing, or not a class for each sample.
         """
         if y is None:
             raise ValueError("Classifier guidance needs classes: pass y=labels, or use the denoiser unguided.")
+        y = one_for_each(y, x)
+        if self.guided:
+            cond["y"] = y
         graph = torch.is_grad_enabled() and x.requires_grad  # log_likelihood differentiates the guided x0_hat
         with torch.enable_grad():  # samplers run without gradients
             leaf = x if graph else x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(leaf, t, y).sum(), leaf, create_graph=graph)
+            log_p = self.log_prob(leaf, t, y.clamp(min=0)).where(y >= 0, 0)
+            (gradient,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=graph)
         alpha, sigma = self.schedule(t)
         guided: Tensor = self.denoiser(x, t, **cond) + match(self.scale * sigma**2 / alpha, x) * gradient
         return guided

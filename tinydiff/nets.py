@@ -5,10 +5,22 @@ denoiser's business.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def one_for_each(y: Any, x: Tensor) -> Tensor:
+    """y, or a sentence where it is no tensor of whole numbers with one for each sample of x."""
+    if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
+        found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)[:40]
+        raise ValueError(
+            f"y is {found}, but must be whole numbers of shape ({len(x)},), one for each sample: "
+            f"torch.full(({len(x)},), 7) asks for class 7."
+        )
+    return y
 
 
 class TimeAndClass(nn.Module):
@@ -50,10 +62,7 @@ class TimeAndClass(nn.Module):
 
     def check(self, y: Tensor, t: Tensor) -> Tensor:
         """y as int64, or a sentence about what is wrong with it."""
-        if y.shape != t.shape or y.is_floating_point():
-            raise ValueError(
-                f"y is {y.dtype} of shape {tuple(y.shape)}, but must be whole numbers of shape {tuple(t.shape)}."
-            )
+        y = one_for_each(y, t)
         if y.device.type == "cpu" and len(y) and not -1 <= y.min() <= y.max() < self.classes:  # a GPU would stall here
             worst = y.min() if y.min() < -1 else y.max()
             raise ValueError(f"y contains {worst}, but must lie in 0..{self.classes - 1}, or be -1 for no class.")
