@@ -174,6 +174,34 @@ def test_a_right_answer_passes_on_any_inputs(name):
         assert verdict, f"seed {seed}: {verdict.text()}"
 
 
+@pytest.mark.parametrize(
+    "shaped",
+    [
+        lambda var, x: var.expand_as(x),
+        lambda var, x: var * torch.ones_like(x),
+        lambda var, x: var.reshape(var.shape or (1,)),
+        lambda var, x: var.reshape(-1, *[1] * (x.ndim - 1)),
+    ],
+)
+def test_a_variance_may_have_any_shape_that_multiplies_the_data(shaped):
+    def mine(alpha_bar, x0, x_t, t, s):
+        mean, var = posterior(alpha_bar, x0, x_t, t, s)
+        return mean, shaped(var, x_t)
+
+    assert EXERCISES["posterior"].verdict(mine), EXERCISES["posterior"].verdict(mine).text()
+
+
+def test_a_variance_for_each_sample_that_does_not_line_up_with_the_data_is_refused():
+    def mine(alpha_bar, x0, x_t, t, s):
+        mean, var = posterior(alpha_bar, x0, x_t, t, s)
+        return mean, var.flatten() if t.ndim else var
+
+    verdict = EXERCISES["posterior"].verdict(mine)
+    assert not verdict.properties["a time of its own for each sample"]
+    assert not verdict.properties["a batch as large as the pictures are wide"]
+    assert verdict.properties["values"]
+
+
 @pytest.mark.parametrize(("name", "short"), [("paired", paired_in_torch), ("weight_of", weight_in_torch)])
 def test_python_numbers_may_pass_through_float32(name, short):
     """Where the arguments are lists and floats, torch.tensor(a) makes float32, and nothing in the task forbids it."""

@@ -45,8 +45,12 @@ for _source in {sources!r}:
 """
 """Run before an answer: the imports, functions and classes of the student's other cells, as far as they run."""
 
-NUMBER = "\n_number = globals().get('{name}')\n{name} = lambda: None if _number is ... else _number"
-"""Run after an answer that is a variable: what is judged is a function."""
+NUMBER = """
+_number = globals().get("{name}")
+_kept = _number is None or isinstance(_number, str)
+{name} = lambda: _number if _kept else None if _number is ... else float(_number)
+"""
+"""Run after an answer that is a variable: what is judged is a function. NumPy's and torch's numbers are numbers, too."""
 
 
 def code_for(answer: str, others: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import ast
 import math
 import re
 
+import grading
 import pytest
 import questions
 import torch
@@ -74,6 +75,29 @@ def test_a_number_may_be_rounded_to_four_digits():
     assert asked.verdict(lambda: 0.015120001)
     assert not asked.verdict(lambda: 0.0152)
     assert asked.verdict(lambda: None).score == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "score"),
+    [
+        ("huber_c", "0.00054 * np.sqrt(28 * 28)", 1),
+        ("huber_c", "0.00054 * torch.tensor(784.0, dtype=torch.float64).sqrt()", 1),
+        ("huber_c", "0.00054 * torch.tensor([784]).sqrt()", 1),
+        ("parameters", "np.prod([4, 3, 3, 3]) + 4", 1),
+        ("parameters", "torch.tensor(112)", 1),
+        ("parameters", "np.int64(108)", 0),
+        ("parameters", "...", 0),
+        ("parameters", "None", 0),
+        ("parameters", "'112'", 0),
+        ("parameters", "torch.tensor([112, 112])", 0),
+    ],
+)
+def test_right_numbers_of_any_kind_are_right(name, answer, score):
+    space = {}
+    exec(f"import numpy as np, torch\n{name} = {answer}\n" + grading.NUMBER.format(name=name), space)
+    verdict = questions.QUESTIONS[name].verdict(space[name])
+    assert verdict.score == score, verdict.text()
+    assert bool(verdict.properties) == (answer not in ("...", "None"))  # else it is "not attempted yet"
 
 
 def test_the_problem_sets_ask_for_what_can_be_graded():

@@ -158,10 +158,19 @@ def _calls(function: Callable[..., Any], args: list[Any]) -> Any:
     return answer if answer is None else [answer, args[0].calls]
 
 
+def _multiplied(function: Callable[..., Any], args: list[Any]) -> Any:
+    """Of a pair the second multiplied with ones shaped like the first: any shape will do that multiplies it."""
+    answer = function(*args)
+    if isinstance(answer, tuple | list) and len(answer) == 2 and all(isinstance(a, Tensor) for a in answer):
+        return answer[0], torch.ones_like(answer[0]) * answer[1]
+    return answer
+
+
 PROBES: dict[str, Callable[[Callable[..., Any], list[Any]], Any]] = {
     "call": _call,
     "gradient": _gradient,
     "calls": _calls,
+    "multiplied": _multiplied,
 }
 
 

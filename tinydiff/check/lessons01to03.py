@@ -212,7 +212,8 @@ def _steps_back(draw: Draw) -> Iterator[Case]:
     alpha_bar = td.cosine(T).alpha_bar
 
     def case(what: str, shape: tuple[int, ...], dtype: torch.dtype, t: Tensor, s: Tensor) -> Case:
-        return Case(what, (alpha_bar, draw.normal(*shape, dtype=dtype), draw.normal(*shape, dtype=dtype), t, s))
+        x0, x_t = draw.normal(*shape, dtype=dtype), draw.normal(*shape, dtype=dtype)
+        return Case(what, (alpha_bar, x0, x_t, t, s), "multiplied")
 
     for what, shape, dtype, each in draw.batches():
         s = draw.whole(3, T // 2, *each)
