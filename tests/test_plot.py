@@ -179,13 +179,13 @@ def test_film_plays_all_frames_once():
 def test_walks_of_few_points_have_a_colour_each(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list = []
     monkeypatch.setattr(plot, "_render", lambda figure, alt: figures.append(figure))
-    plot.paths({"a": POINTS[: 2 * n].reshape(2, n, 2)}, alt="Walks.", limit=3)
+    plot.paths({"a": POINTS[: 3 * n].reshape(3, n, 2)}, alt="Walks.", limit=3)
     (ax,) = figures[0].axes
     colours = [line.get_color() for line in ax.lines]
     ends, starts = ax.collections
     assert len(colours) == n
     assert np.allclose(starts.get_offsets(), POINTS[:n])
-    assert np.allclose(ends.get_offsets(), POINTS[n : 2 * n])
+    assert np.allclose(ends.get_offsets(), POINTS[2 * n : 3 * n])
     if n < 8:
         assert len(set(colours)) == n
         for marks in ends, starts:
