@@ -37,7 +37,7 @@ unit: .venv/test ## unit tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/classroom
 
 browser: .venv/test ## every slider of every lesson in a real browser (skipped where there is no Chromium)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/browser
+	$(BIN)/python -m pytest -n 2 tests/browser
 
 screenshots: ## the same, and write lessons/images/
 	SCREENSHOTS=lessons/images $(MAKE) browser

@@ -6,6 +6,19 @@ from pathlib import Path
 import driver
 import nbformat
 import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+
+class OneLessonOrFile(LoadScopeScheduling):
+    """What a process takes at a time: a lesson, or a whole file, whose page is then opened once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if "test_sliders" in nodeid else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log) -> OneLessonOrFile:
+    return OneLessonOrFile(config, log)
 
 
 def missing(what: str) -> None:

@@ -98,12 +98,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def visit(page, url: str, process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
-    """Go there as soon as the server answers."""
+def visit(page, url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
+    """Go there as soon as the server answers; what the page must show is for others to wait for."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            page.goto(url, timeout=60_000)
+            page.goto(url, timeout=180_000, wait_until="commit")
             return
         except Exception as error:
             if process.poll() is not None or time.monotonic() > deadline:
@@ -220,9 +220,9 @@ class Notebook:
             self.server.process,
             self.server.log,
         )
-        self.page.wait_for_function("() => window.jupyterapp", timeout=60_000)
+        self.page.wait_for_function("() => window.jupyterapp", timeout=180_000)
         self.page.evaluate("async () => { await jupyterapp.restored }")
-        self.page.wait_for_function(READY, timeout=90_000)
+        self.page.wait_for_function(READY, timeout=180_000)
         self.page.evaluate(LISTEN)
 
     def _heard(self, message) -> None:

@@ -9,8 +9,6 @@ import pytest
 sys.path.insert(0, str(driver.LESSONS))
 import app
 
-pytestmark = pytest.mark.xdist_group("app")  # one process opens the page once
-
 
 @pytest.fixture(scope="module")
 def page(browser, tmp_path_factory):
@@ -27,7 +25,7 @@ def page(browser, tmp_path_factory):
 
 def test_menu_sliders_and_no_code(page):
     assert list(app.titles()) == sorted(path.stem for path in driver.LESSONS.glob("[0-9]*.ipynb"))
-    page.wait_for_selector(".tinydiff-explorer img", timeout=120_000)
+    page.wait_for_selector(".tinydiff-explorer img", timeout=240_000)
     page.wait_for_function("() => document.querySelector('.tinydiff-explorer img').naturalWidth > 0")
     assert page.locator(".jp-InputArea, .highlight").count() == 0
     ((_, widget),) = app.stage("00_start_here")

@@ -6,8 +6,6 @@ import driver
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.xdist_group("pattern")  # one process opens the page once
-
 SETUP = """
 import time
 import numpy as np
