@@ -424,7 +424,7 @@ assert low > share_due
 
 # %% [markdown]
 # *More*: 38 instead of 20 on our machine, and 58 points at sea where 21 would do. We had expected fewer; it pays to count, and
-# then to look (below, the light dots are at sea): many of the 38 sit between two islands. Nobody put this bias there on
+# then to look (below, the black dots are at sea): many of the 38 sit between two islands. Nobody put this bias there on
 # purpose. The exact denoiser passes the same tests, so the sampler is innocent and the network at fault. Who lives where is
 # decided at high noise, where ten points in a thousand hardly show in the loss.
 #
@@ -455,9 +455,10 @@ print(
     f"the small island is drawn better by the oversampled network: {distance['oversampled', 3] < distance['plain', 3]}"
 )
 assert distance["oversampled", 3] > 1.3 * distance["plain", 3]
+colours = torch.tensor([0, 1, 2, 3, 6])  # the sea in black
 plot.clouds(
     {
-        title: (points, residence(points))
+        title: (points, colours[residence(points)])
         for title, points in {
             "1000 training points": people,
             "2000 samples, no class": free,
@@ -466,7 +467,7 @@ plot.clouds(
         }.items()
     },
     limit=1.3,
-    alt="Training points with ten on the fourth island; samples with about forty there and some at sea; oversampled with about "
+    alt="Training points with ten on the fourth island; samples with about forty there and some, black, at sea; oversampled with about "
     "five hundred; and a thousand samples asked to be there, crowded along a streak through the ten.",
 )
 
