@@ -49,6 +49,16 @@ def test_the_same_command_goes_on_and_another_is_refused(trained: Path, capsys, 
     assert "holds a run with steps = 12, and this one has 13" in capsys.readouterr().err
 
 
+def test_a_run_that_left_no_checkpoint_does_not_claim_its_folder(tmp_path: Path, capsys) -> None:
+    command = ["train", "toy", "moons", "--steps", "3", "--out", str(tmp_path)]
+    assert cli.main([*command, "--lr", "1e9"]) == 2
+    assert "lower lr" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert cli.main(command) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["lr"] == run.RECIPES["toy"].lr
+    assert (tmp_path / "log.csv").read_text().count("step,") == 1
+
+
 def test_the_same_seed_trains_the_same_weights(trained: Path, tmp_path: Path) -> None:
     for seed, same in (("0", True), ("1", False)):
         out = tmp_path / seed

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tinydiff.nets import classes_for
 from tinydiff.schedule import Schedule, float64
 
 
@@ -75,19 +76,10 @@ class GaussianMixture:
 
         def log_prob(x: Tensor, t: Tensor | float, y: Tensor) -> Tensor:
             log_joint = self._log_joint(x, schedule, t)
-            return log_joint.log_softmax(1).gather(1, self._checked(y, x, least=0).to(log_joint.device))[:, 0].to(x)
+            known = classes_for(y, x, len(self.means), least=0).to(log_joint.device)
+            return log_joint.log_softmax(1).gather(1, known[:, None])[:, 0].to(x)
 
         return log_prob
-
-    def _checked(self, y: Tensor, x: Tensor, least: int) -> Tensor:
-        """Components y (B,) as (B, 1), or a sentence about what is wrong with them."""
-        k = len(self.means)
-        if y.shape != x.shape[:1] or y.is_floating_point():
-            raise ValueError(f"y is {y.dtype} of shape {tuple(y.shape)}, but must be whole numbers of ({len(x)},).")
-        if y.device.type == "cpu" and len(y) and not least <= y.min() <= y.max() < k:  # a GPU would stall here
-            worst = y.min() if y.min() < least else y.max()
-            raise ValueError(f"y contains {worst}, but must lie in {least}..{k - 1}: there are {k} components.")
-        return y[:, None]
 
     def _log_joint(self, x: Tensor, schedule: Schedule | None, t: Tensor | float) -> Tensor:
         """log w_k + log N(x; alpha m_k, (alpha^2 s_k^2 + sigma^2) I): (B, K) float64."""
@@ -123,7 +115,7 @@ class MixtureDenoiser:
         means = self.mixture.means.to(residual) + gain[..., None] * residual  # (B, K, d), of each component's posterior
         log_joint = self.mixture._log_joint(x, self.schedule, t)
         if y is not None:
-            y = self.mixture._checked(y, x, least=-1).to(log_joint.device)
+            y = classes_for(y, x, log_joint.shape[1]).to(log_joint.device)[:, None]
             others = torch.arange(log_joint.shape[1], device=log_joint.device) != y
             log_joint = log_joint.masked_fill(others & (y >= 0), -torch.inf)
         return torch.einsum("bk,bkd->bd", log_joint.softmax(1), means).to(x)

@@ -5,14 +5,13 @@ denoiser's business.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def one_for_each(y: Any, x: Tensor) -> Tensor:
+def one_for_each(y: Tensor, x: Tensor) -> Tensor:
     """y, or a sentence where it is no tensor of whole numbers with one for each sample of x."""
     if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
         found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)[:40]
@@ -21,6 +20,16 @@ def one_for_each(y: Any, x: Tensor) -> Tensor:
             f"torch.full(({len(x)},), 7) asks for class 7."
         )
     return y
+
+
+def classes_for(y: Tensor, x: Tensor, classes: int, least: int = -1) -> Tensor:
+    """y as int64, or a sentence where it is not one class in least..classes-1 for each sample of x."""
+    y = one_for_each(y, x)
+    if y.device.type == "cpu" and len(y) and not least <= y.min() <= y.max() < classes:  # a GPU would stall here
+        worst = y.min() if y.min() < least else y.max()
+        no_class = ", or be -1 for no class" if least < 0 else ""
+        raise ValueError(f"y contains {worst}, but must lie in 0..{classes - 1}{no_class}.")
+    return y.long()
 
 
 class TimeAndClass(nn.Module):
@@ -52,21 +61,13 @@ class TimeAndClass(nn.Module):
                     "This network was built with classes=0 and cannot use y: leave y out, or build it with classes=10."
                 )
             return emb
-        y = torch.full(t.shape, -1, device=t.device) if y is None else self.check(y, t)
+        y = torch.full(t.shape, -1, device=t.device) if y is None else classes_for(y, t, self.classes)
         if self.training and self.label_dropout:
             # drawn on the CPU, so that one random state is all there is to save
             dropped = torch.rand(len(y)) < self.label_dropout
             y = y.masked_fill(dropped.to(y.device), -1)
         row: Tensor = self.table(y.where(y >= 0, self.classes))
         return emb + row
-
-    def check(self, y: Tensor, t: Tensor) -> Tensor:
-        """y as int64, or a sentence about what is wrong with it."""
-        y = one_for_each(y, t)
-        if y.device.type == "cpu" and len(y) and not -1 <= y.min() <= y.max() < self.classes:  # a GPU would stall here
-            worst = y.min() if y.min() < -1 else y.max()
-            raise ValueError(f"y contains {worst}, but must lie in 0..{self.classes - 1}, or be -1 for no class.")
-        return y.long()
 
 
 class MLP(nn.Module):

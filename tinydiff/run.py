@@ -259,10 +259,11 @@ def balanced(states: Iterator[td.Progress], every: float = 60.0) -> Iterator[td.
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the run folder, or make sure that the run there is the same one."""
+    """Make the run folder, or make sure that the run there, if it came as far as a checkpoint, is the same one."""
     record = out / "run.json"
-    if not record.exists():
+    if not (record.exists() and (out / "checkpoint.safetensors").exists()):
         out.mkdir(parents=True, exist_ok=True)
+        (out / "log.csv").unlink(missing_ok=True)
         files.write(record, (json.dumps(settings, indent=2) + "\n").encode())
         return
     theirs = json.loads(record.read_text())
