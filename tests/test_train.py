@@ -469,6 +469,14 @@ def test_a_denoiser_survives_its_file_exactly(tmp_path: Path, schedule: td.Sched
     assert safetensors.torch.load_file(path)["schedule.log_alpha_bar"].dtype == torch.float64
 
 
+def test_a_denoiser_in_float64_comes_back_in_float64(tmp_path: Path) -> None:
+    denoiser = td.VDenoiser(td.MLP(hidden=8, layers=1), td.linear()).double()
+    td.save(tmp_path / "a.safetensors", denoiser)
+    for ours, theirs in zip(denoiser.parameters(), td.load(tmp_path / "a.safetensors").parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert theirs.dtype == torch.float64
+
+
 def test_load_prefers_the_average_in_a_training_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     everything, _ = whole_run(path)

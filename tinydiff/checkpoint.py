@@ -43,6 +43,8 @@ def save(path: str | Path, denoiser: Denoiser, **info: Any) -> None:
 def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
     """The denoiser in a file of `save`, or in a checkpoint of `train` (its average, if it kept one), in eval mode.
 
+    Half precision, as in the shipped files, becomes float32.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, not tinydiff's, or of a newer tinydiff.
@@ -53,7 +55,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Denoiser:
             f"{path} holds no denoiser: give a file of tinydiff.save or tinydiff train; load_classifier() and "
             "load_autoencoder() read theirs."
         )
-    weights = {name: value.float() for name, value in (strip(tensors, "ema.") or strip(tensors, "net.")).items()}
+    stored = strip(tensors, "ema.") or strip(tensors, "net.")
+    weights = {name: value.to(torch.promote_types(value.dtype, torch.float32)) for name, value in stored.items()}
     try:
         with torch.device("meta"):  # first weights would be drawn in vain, and from the caller's random numbers
             net = NETS[header["net"]](**json.loads(header["config"]))
