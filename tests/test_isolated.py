@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tinydiff import check
-from tinydiff.check import isolated
+from tinydiff.check import harness, isolated
 from tinydiff.check.harness import (
     Case,
     Observation,
@@ -194,6 +194,134 @@ def test_the_library_s_own_answer_is_taken_away():
     assert "td.q_sample is what this exercise asks for" in verdict.text()
 
 
+DETOURS = {
+    "a copy of the module": (
+        check.q_sample,
+        "import importlib, tinydiff.diffuse",
+        "importlib.reload(tinydiff.diffuse).q_sample(schedule, x0, t, noise)",
+    ),
+    "the whole package again": (
+        check.q_sample,
+        "import sys\nfor name in [m for m in sys.modules if m.startswith('tinydiff')]: del sys.modules[name]\n"
+        "import tinydiff as td",
+        "td.q_sample(schedule, x0, t, noise)",
+    ),
+    "its source": (
+        check.q_sample,
+        "import tinydiff.diffuse\nspace = {}\nexec(open(tinydiff.diffuse.__file__).read(), space)",
+        "space['q_sample'](schedule, x0, t, noise)",
+    ),
+    "what other functions hold": (
+        check.q_sample,
+        "import gc, types\nfound = [f for f in gc.get_objects() if isinstance(f, types.FunctionType)"
+        " and f.__qualname__ == 'q_sample']",
+        "found[0](schedule, x0, t, noise)",
+    ),
+    "a subclass of its class": (
+        check.v_loss,
+        "import tinydiff as td\nV = next(c for c in td.Denoiser.__subclasses__() if c.__name__ == 'VDenoiser')",
+        "V(net, schedule).loss(x0, t, eps)",
+    ),
+    "a class by the one around it": (
+        check.dynamic_threshold,
+        "from tinydiff import guide\nD = next(c for c in guide.Wrapper.__subclasses__() if 'Dynamic' in c.__name__)",
+        "D(lambda x, t: x, quantile)(x0_hat, 0)",
+    ),
+}
+
+
+@pytest.mark.skipif(not LINUX, reason="without Landlock torch can read the library's files")
+@pytest.mark.parametrize(("exercise", "before", "answer"), DETOURS.values(), ids=DETOURS)
+def test_the_library_s_own_answer_is_not_found_by_a_detour(exercise, before, answer):
+    schedule = ""
+    if exercise is check.q_sample:
+        schedule = "    import tinydiff\n    schedule = tinydiff.from_betas(1 - alpha_bar[1:] / alpha_bar[:-1])\n"
+    verdict = graded(f"{before}\ndef {exercise.signature}:\n{schedule}    return {answer}\n", exercise)
+    assert verdict.score == 0
+    told = ("is what this exercise asks for", "may not be opened here", "is not allowed", "No module named")
+    assert any(words in verdict.text() for words in told), verdict.text()
+
+
+@pytest.mark.parametrize("name", ["q_sample", "pseudo_huber", "sample", "VDenoiser", "DynamicThreshold"])
+def test_what_is_taken_away_refuses_wherever_it_is_referred_to(name):
+    """In a process of its own, for it does not come back."""
+    code = f"""
+import tinydiff as td
+from tinydiff.check import harness
+modules = [vars(m) for k, m in harness.sys.modules.items() if k.split('.')[0] == 'tinydiff']
+answer = next(m[{name!r}] for m in modules if isinstance(m.get({name!r}), type | harness.types.FunctionType))
+harness._remove([{name!r}])
+plain = harness.types.FunctionType
+for function in [answer] if isinstance(answer, plain) else [f for f in vars(answer).values() if isinstance(f, plain)]:
+    try:
+        next(function(None, None))
+    except NotImplementedError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"{name} is what this exercise asks for: write it yourself." in done.stdout, done.stderr
+
+
+def test_names_of_what_is_to_be_taken_away_must_exist():
+    with pytest.raises(AttributeError, match="tinydiff has no ddim_stop"):
+        harness._remove(["ddim_stop"])
+    for exercise in check.EXERCISES.values():
+        for name in exercise.library:
+            assert any(hasattr(m, name) for k, m in sys.modules.items() if k.startswith("tinydiff")), name
+
+
+def test_drawing_needs_no_answer_and_may_be_imported():
+    verdict = graded("from tinydiff import plot" + RIGHT)
+    closed = any(note.startswith("imports") for note in verdict.notes)  # then matplotlib misses Python's own parts
+    assert verdict or closed, verdict.text()
+    assert "tinydiff" not in verdict.text()
+
+
+@pytest.mark.skipif(
+    not LINUX or os.uname().machine not in ("x86_64", "aarch64"), reason="seccomp's numbers are known there"
+)
+def test_without_python_s_own_locks_the_system_s_keep_the_network_and_other_processes_safe(monkeypatch):
+    copy = isolated.copy_library
+
+    def without(folder):
+        copy(folder)
+        with (folder / "harness.py").open("a") as file:
+            file.write("\n_audit = lambda readable: None\n")
+
+    monkeypatch.setattr(isolated, "copy_library", without)
+    code = """
+    import os, resource, socket, ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    def between(w, beta, beta_tilde):
+        done, parent = [], os.getppid()
+        def attempt(name, work):
+            try:
+                if work() != -1:
+                    done.append(name)
+            except OSError:
+                pass
+        attempt("a socket", lambda: socket.socket())
+        attempt("a socket from C", lambda: libc.socket(2, 2, 0))
+        attempt("a socket of the kernel's", lambda: libc.syscall(425, 1, ctypes.create_string_buffer(120)))
+        attempt("kill", lambda: os.kill(parent, 0))
+        attempt("its limits", lambda: resource.prlimit(parent, resource.RLIMIT_CPU))
+        attempt("my priority", lambda: os.setpriority(os.PRIO_PROCESS, 0, 19))
+        attempt("its scheduling", lambda: os.sched_setaffinity(parent, {0}))
+        attempt("my scheduling", lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)))
+        attempt("a program", lambda: os.execv("/bin/true", ["true"]))
+        assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+        raise ValueError(f"DONE {done}")
+    """
+    verdict = graded(code)
+    assert "DONE []" in verdict.text(), verdict.text()
+    assert not any(note.startswith("calls") for note in verdict.notes)
+
+
+def test_foreign_functions_are_not_imported():
+    for name in ("cffi", "_cffi_backend"):
+        assert "PermissionError: import is not allowed here." in graded(f"import {name}" + RIGHT).text()
+
+
 @pytest.mark.parametrize(
     ("trick", "told"),
     [
@@ -235,6 +363,34 @@ def test_tricks_earn_nothing_and_are_told(trick, told):
     assert not verdict
     assert verdict.score == 0
     assert told in verdict.text(), verdict.text()
+
+
+def test_two_calls_that_take_too_long_are_enough():
+    code = "def between(*given):\n    while True: pass"
+    start = time.monotonic()
+    assert "not done after 2 seconds" in graded(code, seconds=2, total=60).text()
+    assert time.monotonic() - start < 2 * (len(check.between.cases(1)) - 1)
+    once = RIGHT.replace("    return", "    while w == 1.0: pass\n    return")
+    assert graded(once, seconds=1).score > 0.5
+
+
+PYTHON = [
+    ("x = 1\n%matplotlib inline\ny = 2", "x = 1\npass\ny = 2"),
+    ("def f():\n    %matplotlib inline\n    !ls", "def f():\n    pass\n    pass"),
+    ("%%time\nx = 1\ntorch.randn?\ntorch.randn??\n?torch", "pass\nx = 1\npass\npass\npass"),
+    ("files = !ls\nx = %time 5", "pass\npass"),
+    ("x = (a\n% b\n!= c)", "x = (a\n% b\n!= c)"),
+    ("x = '''\n%d items?\n!\n''' % 3", "x = '''\n%d items?\n!\n''' % 3"),
+    ("return (x  # why?\n", "return (x  # why?\n"),
+    ("%\r\nx = '\u2028'", "pass\nx = '\u2028'"),
+    ("def f(:", "def f(:"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("cell", "python"), PYTHON)
+def test_lines_that_only_ipython_knows_cost_nothing(cell, python):
+    assert harness.plain_python(cell) == python
 
 
 def test_what_stood_before_a_fatal_call_counts():
@@ -343,6 +499,16 @@ def pickled():
     return buffer.getvalue()
 
 
+def test_members_that_overlap_are_refused_before_they_are_read():
+    """One member, listed nine times: as many bytes to read as one likes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a0.npy", bytes(9999))
+        archive.filelist *= 9
+    with pytest.raises(ValueError, match="members overlap"):
+        unpack(buffer.getvalue())
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -359,11 +525,23 @@ def pickled():
         pack([], {"index": 0}),
         pack([], {"index": 0, "kinds": ["float32"], "error": "", "report": "", "missing": 0, "changed": [], "drew": 0}),
         pack([], {"index": 0, "kinds": 5, "error": "", "report": "", "missing": 0, "changed": [], "drew": 0}),
+        pack([], {"index": 1e400, "kinds": [], "error": "", "report": "", "missing": 0, "changed": [], "drew": 0}),
+        pack([], {"index": 0, "kinds": [], "error": "", "report": "", "missing": 0, "changed": [1e400], "drew": 0}),
     ],
 )
 def test_frames_that_lie_are_refused(data):
     with pytest.raises(ValueError, match=r"not what|differ in number"):
         unpack_observation(data)
+
+
+def test_what_frames_say_can_be_judged_and_written_down():
+    said = Observation([np.ones(2)], [""], "\ud800Error", "half a pair: \udfff", changed=[99, -3])
+    _, told = unpack_observation(pack_observation(0, said))
+    cases = check.between.cases(0)
+    for seen in told, Observation(told.outputs, told.kinds):
+        verdict = check.judge(check.between, cases, [seen] * len(cases))
+        assert verdict.score == 0
+        verdict.text().encode()
 
 
 def test_frames_end_where_sense_ends():

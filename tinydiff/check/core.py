@@ -287,7 +287,7 @@ def _count(n: int) -> str:
 
 
 def _tolerance(kind: str) -> float:
-    return TOLERANCE.get(kind.split()[0], 1e-9)
+    return TOLERANCE.get(kind.partition(" ")[0], 1e-9)
 
 
 def _fit(a: Array, b: Array) -> Array:
