@@ -577,7 +577,7 @@ def multistep(f, x, times, generator):
 
 
 for steps in (1, 2, 4):
-    times = td.uniform_angle(schedule, steps)
+    times = td.root_angle(schedule, steps)  # what `td.sample` takes for this sampler: section 9 says why
     with torch.no_grad():
         ours = multistep(student, noise, times, seed(12))
     assert torch.allclose(ours, td.final(td.consistency(student, noise, times, generator=seed(12))))
@@ -736,8 +736,8 @@ plot.clouds(
         )
     },
     limit=1.2,
-    alt="Data; one step of the distilled student, the same three islands; of the student without teacher, three "
-    "islands with some points between them; without the stop, one lump.",
+    alt="Data; one step of the distilled student, the same three islands; of the student without teacher, a "
+    "triangle filled with points, densest at its three corners; without the stop, one lump.",
 )
 
 # %% [markdown]
@@ -755,7 +755,8 @@ plot.clouds(
 # the place, we found that up to 60 degrees of noise ($\sigma_t/\alpha_t = \tan 60°$) the student was as good as its
 # teacher; all was lost on the way from there to pure noise. So the shipped one has few links, 2 growing to 8, most of
 # them near the noise, and its teacher takes two Heun steps along each. For the same reason much noise is put back
-# between its steps: `td.root_angle` goes to 64 degrees for the second of two, where `td.uniform_angle` has 45. (The
+# between its steps: `td.root_angle` goes to 64 degrees for the second of two, where `td.uniform_angle` has 45.
+# (`td.sample` knows a consistency model when it sees one, and takes this sampler and this grid by itself. The
 # table of all trials is in `benchmarks/README.md`.)
 #
 # Left, the student. In the middle, its teacher with as many steps (DPM-Solver++). Right, the teacher with 20 steps. All
@@ -766,23 +767,20 @@ plot.clouds(
 # %%
 mnist_teacher, mnist_student = td.load_pretrained("mnist"), td.load_pretrained("mnist-consistency")
 digits_wanted = torch.arange(20) % 10
-static = torch.randn(20, 1, 28, 28, generator=seed(15))
 
 
-def run(denoiser, sampler, x, steps, y, **options):
-    grid = td.root_angle if sampler is td.consistency else td.uniform_angle
-    return td.final(sampler(denoiser, x, grid(schedule, steps), y=y, **options))
+def run(denoiser, steps, y, n):
+    """Digits from the noise of seed n: the student's by `td.consistency`, the teacher's by `td.dpm_solver_pp`."""
+    return td.sample(denoiser, (len(y), 1, 28, 28), steps=steps, y=y, generator=seed(n))
 
 
 def picture(x):
     return plot.grid(x[:10], columns=5, scale=2, gap=2)  # the other ten are for the comparison below
 
 
-reference = run(mnist_teacher, td.dpm_solver_pp, static, 20, digits_wanted)
-by_student, by_teacher = {}, {}
-for k in (1, 2, 4, 8):
-    by_student[k] = run(mnist_student, td.consistency, static, k, digits_wanted, generator=seed(16))
-    by_teacher[k] = run(mnist_teacher, td.dpm_solver_pp, static, k, digits_wanted)
+reference = run(mnist_teacher, 20, digits_wanted, 19)
+by_student = {k: run(mnist_student, k, digits_wanted, 19) for k in (1, 2, 4, 8)}
+by_teacher = {k: run(mnist_teacher, k, digits_wanted, 19) for k in (1, 2, 4, 8)}
 
 
 def draw_digits(steps):
@@ -802,12 +800,12 @@ plot.strip(
     {f"{k} step{'s' * (k > 1)}: student, teacher, teacher with 20": draw_digits(k) for k in (1, 2, 4)},
     columns=1,
     alt="For 1, 2 and 4 steps, ten digits of the student, of the teacher with as many steps, and of the teacher with 20. "
-    "At one step the student has digits and the teacher ten smears; at 4 all three are clear.",
+    "At one step the student has digits and the teacher ten smears; at 4 nearly all are clear.",
 )
 
 # %% [markdown]
 # With one step the student draws nearly the digit that its teacher draws with twenty *from the same noise*: it has
-# learnt the paths. (The digits that went wrong on the right often went wrong on the left.) With more steps it draws
+# learnt the paths. (Digits that go wrong on the right often go wrong on the left, too.) With more steps it draws
 # other digits of the same class, since fresh noise comes in.
 
 
@@ -830,14 +828,13 @@ assert own < 0.75 * neighbours, (own, neighbours)
 # %%
 n_digits, y_asked = 500, torch.arange(500) % 10
 real_floor = load_reference().real(n_digits).frechet
-big_static = torch.randn(n_digits, 1, 28, 28, generator=seed(17))
-trials = {f"student {k}": (mnist_student, td.consistency, k, {"generator": seed(18)}) for k in (1, 2, 4)} | {
-    f"teacher {k}": (mnist_teacher, td.dpm_solver_pp, k, {}) for k in (1, 2, 4, 20)
+trials = {f"student {k}": (mnist_student, k) for k in (1, 2, 4)} | {
+    f"teacher {k}": (mnist_teacher, k) for k in (1, 2, 4, 20)
 }
 made, seconds = {}, {}
-for name, (denoiser, sampler, k, options) in trials.items():
+for name, (denoiser, k) in trials.items():
     begin = time.process_time()
-    made[name] = run(denoiser, sampler, big_static, k, y_asked, **options)
+    made[name] = run(denoiser, k, y_asked, 17)
     seconds[name] = time.process_time() - begin
 measured = {name: measure(x, y_asked) for name, x in made.items()}
 
@@ -863,9 +860,9 @@ def caption(name):
 
 
 plot.strip(
-    {caption(name): plot.grid(x[:20], columns=10, scale=2) for name, x in made.items()},
+    {caption(name): plot.grid(x[:10], columns=10, scale=2) for name, x in made.items()},
     columns=3,
-    alt="Twenty digits for each of seven trials, with floors, agreement and recall: student with 1, 2 and 4 steps, "
+    alt="Ten digits for each of seven trials, with floors, agreement and recall: student with 1, 2 and 4 steps, "
     "clear; teacher with 1, smears, with 2, blurred, with 4 and 20, clear.",
 )
 
