@@ -217,6 +217,12 @@ DETOURS = {
         " and f.__qualname__ == 'q_sample']",
         "found[0](schedule, x0, t, noise)",
     ),
+    "a network that looks": (
+        check.q_sample,
+        "import tinydiff as td, torch\nclass Net(torch.nn.Module):\n"
+        "    def forward(self, x, t):\n        self.seen = x\n        return x",
+        "(net := Net(), td.VDenoiser(net, schedule).loss(x0, t, noise)) and net.seen",
+    ),
     "a subclass of its class": (
         check.v_loss,
         "import tinydiff as td\nV = next(c for c in td.Denoiser.__subclasses__() if c.__name__ == 'VDenoiser')",

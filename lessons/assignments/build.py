@@ -56,10 +56,15 @@ def notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def course(folder: Path) -> list[str]:
-    """Write a course into a folder; what is there of submissions and marks stays. Returns the names of the sets."""
+    """Write a course into a folder; what is there of submissions, marks and settings stays. Returns the sets' names."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("nbgrader_config.py", "grading.py", "questions.py", "room.py"):
+    for name in ("grading.py", "questions.py", "room.py"):
         shutil.copyfile(HERE / name, folder / name)
+    settings = folder / "nbgrader_config.py"
+    if settings.exists() and settings.read_bytes() != (HERE / settings.name).read_bytes():
+        print(f"{settings} differs from {HERE / settings.name} and was kept: delete it to have that one instead.")
+    else:
+        shutil.copyfile(HERE / settings.name, settings)
     names = []
     for path in sorted((HERE / "src").glob("ps*.py")):
         target = folder / "source" / path.stem / f"{path.stem}.ipynb"
@@ -95,7 +100,11 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=HERE.parents[1] / "build" / "classroom")
     parser.add_argument("--open", action="store_true", help="copy the release version and open it as a student would")
     chosen = parser.parse_args()
-    names = course(chosen.folder)
+    try:
+        names = course(chosen.folder)
+    except OSError as error:
+        print(f"No course can be made in {chosen.folder}: {error}.", file=sys.stderr)
+        sys.exit(2)
     release(chosen.folder, names)
     print(
         f"{', '.join(names)}: for students in {chosen.folder / 'release'}, with solutions in {chosen.folder / 'source'}"

@@ -19,6 +19,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 from nbgrader.api import Gradebook
+from nbgrader.exchange.default import ExchangeCollect
 from nbgrader.preprocessors import NbGraderPreprocessor
 from questions import NUMBERS, find
 from room import House
@@ -31,19 +32,24 @@ HIDDEN = re.compile(r"\n?### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", re.DOTA
 
 AROUND = """
 import ast
+from harness import plain_python as _plain_python
 for _source in {sources!r}:
     try:
-        _cell = ast.parse("\\n".join("" if line.startswith(("%", "!")) else line for line in _source.splitlines()))
+        _cell = ast.parse(_plain_python(_source))
     except Exception:
         continue
     for _node in _cell.body:
-        if isinstance(_node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+        _constant = isinstance(_node, (ast.Assign, ast.AnnAssign)) and not any(
+            isinstance(_part, ast.Call) for _part in ast.walk(_node)
+        )
+        if _constant or isinstance(_node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
             try:
                 exec(compile(ast.Module([_node], []), "<another cell>", "exec"), globals())
             except Exception:
                 pass
 """
-"""Run before an answer: the imports, functions and classes of the student's other cells, as far as they run."""
+"""Run before an answer: the imports, functions, classes and constants of the student's other cells, as far as they run.
+A constant is what is assigned without a call."""
 
 NUMBER = """
 _number = globals().get("{name}")
@@ -89,6 +95,11 @@ class Restore(NbGraderPreprocessor):
         path = Path(resources["metadata"]["path"], f"{told['notebook']}.ipynb")
         if path.is_symlink():
             raise ValueError(f"{path} is a link, not a notebook: a submission has to be a file of its own.")
+        nb.nbformat, nb.nbformat_minor = 4, 5  # older formats know no ids of cells, which are about to be given
+        if any("### BEGIN SOLUTION" in str(cell.get("source", "")) for cell in nb.cells):
+            raise ValueError(
+                f"{path} holds the teacher's answers, with the marks around them: no student was sent those."
+            )
         with Gradebook(told["db_url"]) as gradebook:
             notebook = gradebook.find_notebook(told["notebook"], told["assignment"])
             originals = {c.name: c for c in notebook.source_cells}
@@ -143,6 +154,19 @@ def grade_id(cell):
     told = told.get("nbgrader") if isinstance(told, dict) else None
     name = told.get("grade_id") if isinstance(told, dict) else None
     return name if isinstance(name, str) else None
+
+
+class CollectFiles(ExchangeCollect):
+    """`nbgrader collect` that follows no links: it would read what they point to with the rights of whoever collects."""
+
+    def do_copy(self, src, dest, log=None):
+        links = [src] if os.path.islink(src) else []
+        for folder, folders, files in os.walk(src):
+            links += [path for name in folders + files if os.path.islink(path := os.path.join(folder, name))]
+        if links:
+            self.log.error("%s is a link: this submission was not collected; ask for a file.", links[0])
+        else:
+            super().do_copy(src, dest, log)
 
 
 class Judge(NbGraderPreprocessor):

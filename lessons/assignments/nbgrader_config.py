@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from grading import Judge, OfflineFeedback, Restore, Unlink
+from grading import CollectFiles, Judge, OfflineFeedback, Restore, Unlink
 from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbgrader.preprocessors import (
     AssignLatePenalties,
@@ -37,6 +37,8 @@ c.Judge.total = 10.0  # all calls of one question: what an endless loop costs
 
 c.ClearSolutions.code_stub = {"python": "..."}
 c.ClearSolutions.text_stub = "Your answer here."
+
+c.ExchangeFactory.collect = CollectFiles  # of what students left in the exchange, links are not followed
 
 # Feedback pages ask no other server for MathJax: formulas stay as they were typed.
 c.GenerateFeedback.exporter_class = OfflineFeedback

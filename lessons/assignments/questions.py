@@ -311,7 +311,7 @@ def _distances(draw: Draw) -> Iterator[Case]:
     yield Case("equal ones are at distance 0", (same, same, draw.number(0.3, 0.9)))
 
 
-@question(lesson=10, cases=_distances)
+@question(lesson=10, cases=_distances, library=("pseudo_huber",))
 def pseudo_huber(a, b, c):
     """The mean over the batch of sqrt(|a - b|^2 + c^2) - c, the square summed over a sample's values."""
     return ((a - b).square().flatten(1).sum(1) + c**2).sqrt().mean() - c

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 import time
@@ -37,8 +38,9 @@ class Course:
         return notebook
 
     def solutions(self, name: str) -> dict[str, str]:
+        """The teacher's answers, without the marks around them."""
         return {
-            cell.metadata.nbgrader.grade_id.split("-", 2)[-1]: cell.source
+            cell.metadata.nbgrader.grade_id.split("-", 2)[-1]: re.sub(r" *### (BEGIN|END) SOLUTION\n?", "", cell.source)
             for cell in self.read("source", name).cells
             if cell.metadata.get("nbgrader", {}).get("solution")
         }

@@ -1,6 +1,7 @@
 """Release, submit, autograde, feedback, with the real nbgrader: what earns marks, and above all what does not."""
 
 import copy
+import json
 import re
 import textwrap
 from html import unescape
@@ -86,6 +87,25 @@ def q_sample(alpha_bar, x0, t, noise):
 check.q_sample(q_sample)
 """
 
+CONSTANTS = """
+%matplotlib inline
+half = 0.5
+sides: int = 1
+noise = torch.randn(3)
+wrong, = explode()
+def root(a):
+    %timeit a
+    return a ** half
+"""
+USES_CONSTANTS = """
+torch.randn?
+!ls
+def q_sample(alpha_bar, x0, t, noise):
+    %time
+    a = alpha_bar[t].reshape(-1, *[sides] * (x0.ndim - 1)).to(x0)
+    return root(a) * x0 + root(1 - a) * noise
+"""
+
 
 def added(notebook, source, kind=nbformat.v4.new_code_cell, **metadata):
     notebook.cells.insert(1, kind(source, metadata=metadata))
@@ -122,6 +142,14 @@ def graded(course):
     half = {"q_sample": right["q_sample"], "jump": right["jump"].replace(".to(x_s.dtype)", "")}
     submit("half", half)
     submit("helped", right | {"q_sample": USES_HELPER}, lambda n: added(n, HELPER))
+    submit("scribbling", right | {"q_sample": USES_CONSTANTS}, lambda n: added(n, CONSTANTS))
+    course.submit("teacher", "ps1", course.read("source", "ps1"))
+    old = course.submit("old", "ps1", course.answers("ps1", right)) / "ps1.ipynb"
+    told = json.loads(old.read_text())
+    told |= {"nbformat_minor": 2, "cells": [{k: v for k, v in c.items() if k != "id"} for c in told["cells"]]}
+    old.write_text(json.dumps(told))
+    half_a_pair = "raise ValueError('\\ud800')\n"
+    submit("surrogate", right | {"q_sample": half_a_pair + right["q_sample"]})
     crashes = {
         "q_sample": "def q_sample(:",
         "jump": "1 / 0\n" + right["jump"],
@@ -236,6 +264,20 @@ def test_functions_of_other_cells_may_be_used_and_errors_there_cost_nothing(cour
     assert points(course, "helped") == FULL
 
 
+def test_constants_of_other_cells_and_ipython_s_lines_cost_nothing(course, graded):
+    assert points(course, "scribbling") == FULL
+
+
+def test_old_formats_are_graded_without_a_word(course, graded):
+    assert points(course, "old") == FULL
+    assert "JSON is invalid" not in graded
+
+
+def test_what_no_file_can_hold_costs_its_own_question(course, graded):
+    assert points(course, "surrogate") == FULL | {"q_sample": 0}
+    assert "ValueError: ?" in told(course, "surrogate")
+
+
 def test_what_crashes_is_told_and_does_not_spread(course, graded):
     assert points(course, "crashing") == ZERO
     page = told(course, "crashing")
@@ -289,12 +331,32 @@ def test_feedback_pages_run_nothing_load_nothing_and_hold_no_hidden_part(course,
     assert "]: javascript" not in answer
 
 
-@pytest.mark.parametrize("student", ["linked", "garbage"])
+@pytest.mark.parametrize("student", ["linked", "garbage", "teacher"])
 def test_what_is_no_notebook_is_reported_and_stops_nobody_else(course, graded, student):
     assert f"for student '{student}'" in graded
     assert "exit code 1" in graded
     assert not (course.folder / "autograded" / student / "ps1" / "ps1.ipynb").exists()
     assert not any(points(course, student).values())
+
+
+def test_what_links_point_to_is_not_collected(course, graded, tmp_path):
+    """nbgrader's own exchange, from which `nbgrader collect` takes what students left there."""
+    inbound = tmp_path / "tinydiff" / "inbound"
+    for student in "honest", "linking", "directory":
+        folder = inbound / f"{student}+ps1+2026-01-01 12:00:00 UTC"
+        folder.mkdir(parents=True)
+        (folder / "timestamp.txt").write_text("2026-01-01 12:00:00 UTC")
+        if student == "honest":
+            nbformat.write(course.answers("ps1", {}), folder / "ps1.ipynb")
+        elif student == "linking":
+            (folder / "ps1.ipynb").symlink_to(course.folder / "source" / "ps1" / "ps1.ipynb")
+        else:
+            (folder / "more").symlink_to(course.folder / "source")
+    said = course.nbgrader("collect", "ps1", f"--Exchange.root={tmp_path}")
+    assert (course.folder / "submitted" / "honest" / "ps1" / "ps1.ipynb").exists(), said
+    for student in "linking", "directory":
+        assert not (course.folder / "submitted" / student / "ps1").exists()
+    assert said.count("is a link: this submission was not collected") == 2
 
 
 def test_marks_can_be_reproduced_and_nothing_is_graded_by_its_output(course, graded):

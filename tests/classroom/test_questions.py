@@ -3,6 +3,7 @@
 import ast
 import math
 import re
+import sys
 
 import grading
 import pytest
@@ -120,6 +121,13 @@ def test_the_problem_sets_ask_for_what_can_be_graded():
     assert set(questions.QUESTIONS) <= set(named)
     with pytest.raises(KeyError, match="No question is called 'nothing'"):
         questions.find("nothing")
+
+
+def test_what_is_taken_away_exists():
+    modules = [m for name, m in sys.modules.items() if name.startswith("tinydiff")]
+    for asked in questions.QUESTIONS.values():
+        for name in asked.library:
+            assert any(hasattr(m, name) for m in modules), name
 
 
 def test_names_do_not_hide_exercises_of_the_lessons():

@@ -24,7 +24,7 @@ def _one_jump(draw: Draw) -> Iterator[Case]:
         yield Case(what, (alpha_bar, draw.normal(3, 2), t, draw.normal(3, 2)))
 
 
-@exercise(lesson=1, cases=_one_jump, library=("q_sample",))
+@exercise(lesson=1, cases=_one_jump, library=("q_sample", "Denoiser"))
 def q_sample(alpha_bar: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Jump from x_0 to x_t in one line. The table alpha_bar (T+1,) begins at t = 0; t has shape () or (B,)."""
     a = match(alpha_bar[t], x0)

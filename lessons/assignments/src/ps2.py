@@ -10,9 +10,10 @@
 # **How to check yourself.** Run the cell below each answer, as often as you like. Some recognise mistakes and hint at
 # them; the others compare with a number that you can work out by hand.
 #
-# **Rules of the house.** Keep the functions' names and arguments. Write each answer into its own cell; functions of
-# your own may stand in any cell, and imports too. A call may take five seconds. The library's own answer to a question
-# is switched off while that question is graded.
+# **Rules of the house.** Keep the functions' names and arguments. Write each answer into its own cell. Functions of
+# your own, imports and constants may stand in any cell; a constant is what is assigned without a call, such as
+# `half = 0.5`. A call may take five seconds. The library's own answer to a question is switched off while that question
+# is graded.
 
 # %% read="setup"
 import torch
