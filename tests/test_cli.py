@@ -294,6 +294,28 @@ def test_check_lists_exercises_and_judges_a_file(tmp_path: Path, capsys) -> None
     assert "More: That is the arithmetic mean" in capsys.readouterr().out
 
 
+def test_check_takes_what_a_notebook_defines_and_says_what_is_no_file_for_it(tmp_path: Path, capsys) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Mine"]},
+        {"cell_type": "code", "source": "import time\none = 1\ntime.sleep(60)\n%matplotlib inline\n1 / 0"},
+        {
+            "cell_type": "code",
+            "source": ["def between(w, beta, beta_tilde):\n", "    return beta**w * beta_tilde ** (one - w)"],
+        },
+    ]
+    notebook = tmp_path / "mine.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert cli.main(["check", "between", str(notebook)]) == 0
+    assert "between: right." in capsys.readouterr().out
+    notebook.write_text("null")
+    assert cli.main(["check", "between", str(notebook)]) == 2
+    assert f"{notebook} is no notebook" in capsys.readouterr().err
+    latin = tmp_path / "mine.py"
+    latin.write_bytes("# \u00e9".encode("latin-1"))
+    assert cli.main(["check", "between", str(latin)]) == 2
+    assert f"{latin} is not UTF-8 text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -290,9 +291,23 @@ def check(args: argparse.Namespace) -> int:
         )
     if args.exercise not in EXERCISES:
         raise ValueError(f"{args.exercise} is no exercise: tinydiff check --list shows all.")
-    verdict = isolated.run(EXERCISES[args.exercise], Path(args.file).read_text())
+    verdict = isolated.run(EXERCISES[args.exercise], _code(args.file))
     print(verdict.text(args.hint))
     return 0 if verdict else 1
+
+
+def _code(file: str) -> str:
+    """The text of a Python file; of a notebook what its cells define."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text: save it as such, or name another file.") from None
+    if Path(file).suffix != ".ipynb":
+        return text
+    try:
+        return isolated.around(["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is no notebook that can be read: save it from Jupyter once more.") from None
 
 
 def _find_lessons() -> Path:
@@ -450,7 +465,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command(check, "Check an exercise of the lessons, or list them all.", "--list", "q_sample mine.py --hint 2")
     p.add_argument("exercise", nargs="?", help="such as q_sample")
-    p.add_argument("file", nargs="?", help="Python code with a function of that name")
+    p.add_argument("file", nargs="?", help="Python code, or a notebook, with a function of that name")
     p.add_argument("--hint", type=int, choices=(0, 1, 2), default=1, help="0 for none, 2 to be told more (default: 1)")
     p.add_argument("--list", action="store_true", help="all exercises and the mistakes that are recognised")
     p.add_argument("--markdown", action="store_true", help="the same as the page lessons/EXERCISES.md")

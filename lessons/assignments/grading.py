@@ -30,27 +30,6 @@ from tinydiff.check import isolated
 SPEC = re.compile(r"^# graded by: (\w+)$", re.MULTILINE)  # the line in a test cell that names the question
 HIDDEN = re.compile(r"\n?### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS", re.DOTALL)
 
-AROUND = """
-import ast
-from harness import plain_python as _plain_python
-for _source in {sources!r}:
-    try:
-        _cell = ast.parse(_plain_python(_source))
-    except Exception:
-        continue
-    for _node in _cell.body:
-        _constant = isinstance(_node, (ast.Assign, ast.AnnAssign)) and not any(
-            isinstance(_part, ast.Call) for _part in ast.walk(_node)
-        )
-        if _constant or isinstance(_node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
-            try:
-                exec(compile(ast.Module([_node], []), "<another cell>", "exec"), globals())
-            except Exception:
-                pass
-"""
-"""Run before an answer: the imports, functions, classes and constants of the student's other cells, as far as they run.
-A constant is what is assigned without a call."""
-
 NUMBER = """
 _number = globals().get("{name}")
 _kept = _number is None or isinstance(_number, str)
@@ -61,7 +40,7 @@ _kept = _number is None or isinstance(_number, str)
 
 def code_for(answer: str, others: list[str]) -> list[str]:
     """The cells to run for one question: what is defined around the answer, then the answer."""
-    return [AROUND.format(sources=others), answer]
+    return [isolated.around(others), answer]
 
 
 def secret_of(folder: Path) -> str:
