@@ -2,16 +2,17 @@
 
 The inputs are drawn from a seed that the code cannot know, so that only somebody who computes the right arrays can send
 them. The process starts in an empty folder with an empty environment, on a copy of tinydiff without `tinydiff.check`
-and, for the exercise at hand, without the functions that are its answer. It has no other file to read than Python's
-own (Linux 5.13 or later), no file to write, no network, no programs to start, and is another user where the grader is
-root. It ends after a time limit, and every process that it may have left behind ends with it. Answers come back through
-a pipe, as frames of plain arrays of limited size, which are parsed without pickle and judged by their values alone.
+and, for the exercise at hand, without the functions that are its answer. It has no other file to read than Python's own
+(Linux 5.13 or later), no file to write, no network, no programs to start, no say over other processes (Linux on x86_64
+and aarch64), and is another user where the grader is root. It ends after a time limit, and every process that it may
+have left behind ends with it. Answers come back through a pipe, as frames of plain arrays of limited size, which are
+parsed without pickle and judged by their values alone.
 
 What remains possible: to copy the library's own source code into one's answer (it is public), to look up mathematics,
-and to call parts of PyTorch that compute the same. Python's own locks can be picked by whoever corrupts the memory of
-the process; the operating system's (files, user, limits) cannot. On machines without Landlock (macOS, Windows, old
-Linux) or without root the notes of the verdict say which lock is missing; there, let the grader run as a user of its
-own who may read nothing that learners should not.
+and to call parts of PyTorch, of other packages or of the library that compute the same under another name. Python's own
+locks can be picked by whoever corrupts the memory of the process; the operating system's (files, user, limits, system
+calls) cannot. On machines without Landlock (macOS, Windows, old Linux) or without root the notes of the verdict say
+which lock is missing; there, let the grader run as a user of its own who may read nothing that learners should not.
 """
 
 import contextlib
