@@ -541,12 +541,14 @@ def test_frames_that_lie_are_refused(data):
 
 
 def test_what_frames_say_can_be_judged_and_written_down():
-    said = Observation([np.ones(2)], [""], "\ud800Error", "half a pair: \udfff", changed=[99, -3])
+    said = Observation([np.ones(2)], [""], "\ud800Error", "half a pair: \udfff", changed=[99, -99])
     _, told = unpack_observation(pack_observation(0, said))
     cases = check.between.cases(0)
-    for seen in told, Observation(told.outputs, told.kinds):
-        verdict = check.judge(check.between, cases, [seen] * len(cases))
-        assert verdict.score == 0
+    right = [harness.observe(check.between.reference, case) for case in cases]
+    for forged in told, Observation(told.outputs, told.kinds), Observation(*vars(right[0]).values()):
+        forged.changed = told.changed
+        verdict = check.judge(check.between, cases, [forged, *right[1:]])
+        assert verdict.score < 1
         verdict.text().encode()
 
 

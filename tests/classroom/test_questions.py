@@ -12,6 +12,7 @@ import torch
 from course import CLASSROOM  # makes the next line possible
 
 from tinydiff import check
+from tinydiff.check import isolated
 
 TEACHERS = pytest.mark.parametrize("question", questions.QUESTIONS.values(), ids=questions.QUESTIONS)
 
@@ -128,6 +129,35 @@ def test_what_is_taken_away_exists():
     for asked in questions.QUESTIONS.values():
         for name in asked.library:
             assert any(hasattr(m, name) for m in modules), name
+
+
+@pytest.mark.parametrize(
+    ("name", "borrowed"),
+    [
+        (
+            "pseudo_huber",
+            "from tinydiff.distill import pseudo_huber as theirs\nANSWER\n    return theirs(a, b, c).mean()",
+        ),
+        (
+            "consistency_function",
+            "import tinydiff as td\nV = next(c for c in td.Denoiser.__subclasses__() if c.__name__ == 'VDenoiser')\n"
+            "ANSWER\n    return V(net, schedule)(x, t)",
+        ),
+        (
+            "first_order",
+            "import importlib, sys\ntheirs = importlib.reload(sys.modules['tinydiff.sample'])\n"
+            "ANSWER\n    return theirs.step(schedule, x, x0, t, s)",
+        ),
+        ("first_order", "from tinydiff.distill import ddim_step\nANSWER\n    return ddim_step(Exact(x0), x, t, s)"),
+    ],
+)
+def test_the_library_s_own_answers_are_switched_off(name, borrowed):
+    asked = questions.QUESTIONS[name]
+    exact = "class Exact:\n    def __init__(self, x0): self.x0 = x0\n    def __call__(self, x, t): return self.x0\n"
+    code = exact + borrowed.replace("ANSWER", f"def {asked.signature}:\n    Exact.schedule = locals().get('schedule')")
+    verdict = isolated.run(asked, code, seconds=5, total=30)
+    assert verdict.score == 0
+    assert re.search("is what this exercise asks for|may not be opened", verdict.text()), verdict.text()
 
 
 def test_names_do_not_hide_exercises_of_the_lessons():

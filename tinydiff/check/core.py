@@ -313,7 +313,7 @@ def _told(
     names = list(inspect.signature(exercise.reference).parameters)
     for case, s, problem in zip(cases, seen, problems, strict=True):
         if s.changed:
-            problem = problem or f"It writes into {' and '.join(names[i] for i in s.changed if i < len(names))}."
+            problem = problem or f"It writes into {' and '.join(names[i] for i in s.changed if 0 <= i < len(names))}."
         if s.drew:
             problem = problem or "It draws from torch's global generator; use only what it is given."
         if problem:
