@@ -88,7 +88,8 @@ def run(
         exercise: such as `check.q_sample`.
         source: the learner's code, one text or one for each cell; lines that only IPython knows are left out.
         seed: of the inputs; a secret one by default.
-        seconds: for one call of the function, and for the code around it.
+        seconds: for one call of the function, and for the code around it; after two that took longer the others are not
+            tried.
         total: for all of it, counted from where the code begins.
         memory: bytes that the code may use beyond those of the libraries.
         answers: bytes that may come back.
