@@ -98,11 +98,18 @@ class VDenoiser(Denoiser):
         return alpha * noise - sigma * x0
 
 
-def info_of(denoiser: Any) -> dict[str, Any]:
-    """The `info` of a denoiser, or of the one inside its wrappers."""
+def layers(denoiser: Any) -> Iterator[Any]:
+    """The denoiser, the one inside it if it is a wrapper, and so on to the innermost."""
+    yield denoiser
     while hasattr(denoiser, "denoiser"):
         denoiser = denoiser.denoiser
-    return getattr(denoiser, "info", {})
+        yield denoiser
+
+
+def info_of(denoiser: Any) -> dict[str, Any]:
+    """The `info` of a denoiser, or of the one inside its wrappers."""
+    *_, inner = layers(denoiser)
+    return getattr(inner, "info", {})
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinydiff.denoise import Denoiser, VDenoiser, eval_mode
+from tinydiff.denoise import Denoiser, VDenoiser, eval_mode, layers
 from tinydiff.diffuse import q_sample, randn
-from tinydiff.guide import ClassifierFree, layers
+from tinydiff.guide import ClassifierFree
 from tinydiff.sample import estimate, intervals, step
 from tinydiff.schedule import Schedule, quadratic, root_angle
 from tinydiff.train import EMA, Progress, train

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from tinydiff import metrics
 from tinydiff.checkpoint import read, strip
 from tinydiff.classifier import Classifier
-from tinydiff.denoise import info_of
-from tinydiff.guide import ClassifierGuided, layers
+from tinydiff.denoise import info_of, layers
+from tinydiff.guide import ClassifierGuided
 from tinydiff.pretrained import AUTOENCODER, CLASSIFIER, load_classifier, pictures, verified
 from tinydiff.sample import Grid, Sampler, sample, usual
 

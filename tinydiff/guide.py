@@ -1,11 +1,12 @@
 """Guidance and its repairs: wrappers around a denoiser that are denoisers themselves, composed in any order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tinydiff.denoise import layers
 from tinydiff.nets import one_for_each
 from tinydiff.schedule import Schedule, match
 
@@ -22,14 +23,6 @@ class Wrapper(nn.Module):
         """The inner denoiser's."""
         schedule: Schedule = self.denoiser.schedule
         return schedule
-
-
-def layers(denoiser: Any) -> Iterator[Any]:
-    """The denoiser, the one inside it if it is a wrapper, and so on to the innermost."""
-    yield denoiser
-    while hasattr(denoiser, "denoiser"):
-        denoiser = denoiser.denoiser
-        yield denoiser
 
 
 class ClassifierFree(Wrapper):
