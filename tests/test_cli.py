@@ -404,7 +404,11 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["sample", "mnist", "--seed", str(2**63)])
     assert stop.value.code == 2
-    assert f"{2**63} must be a whole number of at most 18 digits" in capsys.readouterr().err
+    assert f"{2**63} must lie between -2^63 and 2^63 - 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", "mnist", "--seed", "seven"])
+    assert stop.value.code == 2
+    assert "invalid" in capsys.readouterr().err
     for command in ("train", "distill", "sample", "evaluate", "compare", "data", "demo", "doctor", "lessons", "check"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])

@@ -195,6 +195,13 @@ def test_a_bins_mass_is_right_however_far_off_it_is(error: float, dtype: torch.d
     assert (bound - rest).item() + last == pytest.approx(float(expected), rel=1e-4 if dtype == torch.float32 else 1e-9)
 
 
+def test_the_bound_takes_half_precision() -> None:
+    x0 = torch.full((2, 3), 0.5, dtype=torch.bfloat16)
+    bound = td.variational_bound(Sure(td.cosine(20), 0.5), x0, bin_width=2 / 255)
+    assert bound.dtype == torch.bfloat16
+    assert torch.isfinite(bound).all()
+
+
 class Sure:
     def __init__(self, schedule: td.Schedule, x0: float) -> None:
         self.schedule, self.x0 = schedule, x0

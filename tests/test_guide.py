@@ -97,6 +97,19 @@ def test_the_classifier_follows_its_wrapper_to_another_dtype() -> None:
     assert samples.dtype == torch.float64
 
 
+def test_a_classifier_may_add_a_dimension_or_all_up_and_be_singular_where_it_is_not_asked(mixture) -> None:
+    schedule, x, y = td.linear(), normal(5, 2), torch.tensor([0, 1, 2, -1, 0])
+    exact, inner = mixture.classifier(schedule), mixture.denoiser(schedule)
+    right = td.ClassifierGuided(inner, exact, 2.0)(x, 500, y=y)
+    for log_prob in (
+        lambda x, t, y: exact(x, t, y)[:, None],
+        lambda x, t, y: exact(x, t, y).sum(),
+        lambda x, t, y: exact(x, t, y) + (0 * x[3, 0]).sqrt(),  # whose gradient is nan for the one that is not asked
+    ):
+        torch.testing.assert_close(td.ClassifierGuided(inner, log_prob, 2.0)(x, 500, y=y), right)
+    assert torch.equal(right[3], inner(x, 500)[3])
+
+
 def test_a_network_that_has_not_learnt_no_class_cannot_be_guided_without_a_classifier() -> None:
     net = td.MLP(hidden=8, classes=3, label_dropout=0)
     denoiser, x = td.VDenoiser(net, SCHEDULE), normal(5, 2, dtype=torch.float32)

@@ -300,6 +300,7 @@ def test_without_python_s_own_locks_the_system_s_keep_the_network_and_other_proc
     monkeypatch.setattr(isolated, "copy_library", without)
     code = """
     import os, resource, socket, ctypes
+    QUEUE = {"x86_64": 129, "aarch64": 138}[os.uname().machine]
     libc = ctypes.CDLL(None, use_errno=True)
     def between(w, beta, beta_tilde):
         done, parent = [], os.getppid()
@@ -314,6 +315,7 @@ def test_without_python_s_own_locks_the_system_s_keep_the_network_and_other_proc
         attempt("a socket of the kernel's", lambda: libc.syscall(425, 1, ctypes.create_string_buffer(120)))
         for who in parent, os.getpid():  # oneself stands for others of the same user
             attempt("kill", lambda: os.kill(who, 0))
+            attempt("a queued signal", lambda: libc.syscall(QUEUE, who, 0, ctypes.create_string_buffer(128)))
             attempt("limits", lambda: resource.prlimit(who, resource.RLIMIT_CPU))
             attempt("scheduling", lambda: os.sched_setaffinity(who, os.sched_getaffinity(0)))
         attempt("my priority", lambda: os.setpriority(os.PRIO_PROCESS, 0, 19))
@@ -325,6 +327,20 @@ def test_without_python_s_own_locks_the_system_s_keep_the_network_and_other_proc
     verdict = graded(code)
     assert "DONE []" in verdict.text(), verdict.text()
     assert not any(note.startswith("calls") for note in verdict.notes)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["compile = False  # True on a GPU", "def power(a, b): return a**b"],
+        ["any, exec, isinstance = None, None, None", "def power(a, b): return a**b"],
+        ["def power(a, b): return a**b", "power = 0.5  # a scratch cell"],
+        ["import math", "one = math.e - math.e + 1", "def power(a, b, c=one): return a**b * c"],
+    ],
+)
+def test_other_cells_help_and_do_no_harm(others):
+    code = "def between(w, beta, beta_tilde):\n    return power(beta, w) * power(beta_tilde, 1 - w)\n"
+    assert isolated.run(check.between, [isolated.around(others), code])
 
 
 def test_foreign_functions_are_not_imported():

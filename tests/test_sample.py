@@ -4,7 +4,9 @@ import importlib
 import inspect
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy
@@ -466,6 +468,7 @@ def test_sample_follows_the_networks_dtype_and_defaults_to_2m_even_in_the_angle(
         (None, 20, td.dpm_solver_pp, td.uniform_angle),
         (td.ddpm, 20, td.ddpm, td.uniform_angle),
         (td.heun, 20, td.heun, partial(td.karras, sigma_max=80.0)),
+        (partial(td.consistency), 2, td.consistency, td.root_angle),
         (partial(td.heun), 20, td.heun, partial(td.karras, sigma_max=80.0)),
         (td.consistency, 2, td.consistency, td.root_angle),
     ],
@@ -486,6 +489,52 @@ def test_a_consistency_model_is_sampled_as_one_also_within_a_wrapper(mixture: td
         x = td.sample(denoiser, (4, 2), generator=seeded(1))
         assert torch.equal(x, td.sample(denoiser, (4, 2), steps=2, sampler=td.consistency, generator=seeded(1)))
         assert not torch.equal(x, td.sample(denoiser, (4, 2), sampler=td.dpm_solver_pp, generator=seeded(1)))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "generator", "warns"),
+    [
+        (lambda d, x, t, **k: td.ddpm(d, x, t, **k), seeded(0), True),
+        (lambda d, x, t, **k: iter(list(td.ddpm(d, x, t, **k))), seeded(0), True),
+        (lambda d, x, t, **k: td.heun(d, x, t, **k), seeded(0), False),
+        (lambda d, x, t, **k: td.ddpm(d, x, t, **k), None, False),
+        (td.ddpm, torch.default_generator, False),
+    ],
+)
+def test_a_sampler_that_leaves_the_generator_aside_is_told_of(sampler, generator, warns: bool, mixture) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        td.final(launch(sampler, mixture.denoiser(td.linear()), normal(2, 2), [9.0, 5.0, 0.0], generator, {}))
+    assert ["the sampler takes none" in str(w.message) for w in told] == [True] * warns
+
+
+@dataclass
+class _Own:
+    """A sampler that is an object, without a hash, as a user may write one."""
+
+    eta: float = 0.0
+
+    def __call__(self, denoiser, x, times, **cond) -> Iterator[td.State]:
+        return td.ddim(denoiser, x, times, eta=self.eta, **cond)
+
+
+def test_denoisers_and_samplers_need_no_more_than_their_contract(mixture: td.GaussianMixture) -> None:
+    class Bare:
+        schedule = td.linear()
+
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            return mixture.denoiser(self.schedule)(x, t)
+
+        def info(self) -> str:
+            return "not a dict"
+
+    assert td.sample(Bare(), (4, 2), steps=3, sampler=_Own()).shape == (4, 2)
+
+
+def test_heun_starts_anywhere(mixture: td.GaussianMixture) -> None:
+    denoiser = mixture.denoiser(td.cosine())
+    assert torch.isfinite(td.sdedit(denoiser, normal(4, 2), 1.0, sampler=td.heun)).all()
+    assert torch.isfinite(td.sample(mixture.denoiser(td.linear(1)), (4, 2), sampler=td.heun)).all()
 
 
 def test_heun_is_sane_where_its_grid_is_not_said() -> None:
@@ -542,10 +591,6 @@ def test_samples_of_the_mixture_are_the_mixture(mixture: td.GaussianMixture) -> 
         (lambda d, x: iter(()), "yielded no state"),
         (lambda d, x: [td.State(0, td.step(d.schedule, x, x, 0, 10), x)], "t = 0.0 must be greater than 0"),
         (lambda d, x: td.ddim(_Cut(d), x, torch.tensor([9.0, 0.0])), r"returned \(2, 1\) for x of shape \(2, 2\)"),
-        (
-            lambda d, x: launch(lambda d, x, t, **k: td.ddpm(d, x, t, **k), d, x, [9.0, 5.0, 0.0], seeded(0), {}),
-            "drew from torch's global generator, though one was given",
-        ),
     ],
 )
 def test_bad_input_names_value_and_rule(call, message: str, mixture: td.GaussianMixture) -> None:

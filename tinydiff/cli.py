@@ -40,14 +40,15 @@ SAMPLERS: dict[str, Callable[..., Iterator[td.State]]] = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 for a failed self-test, 2 for bad input, 130 for Ctrl-C."""
     args = _parser().parse_args(argv)
+    code: int | None = 0
     try:
-        code: int | None = args.run(args)
+        code = args.run(args)
         parallel.wait()
         sys.stdout.flush()
         return code or 0
     except BrokenPipeError:  # whoever read, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return code or 0
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         named = isinstance(error, OSError) and error.filename
@@ -330,9 +331,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def _seed(text: str) -> int:
-    if not (text.removeprefix("-").isdecimal() and -(2**63) <= int(text) < 2**63):
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at most 18 digits.")
-    return int(text)
+    seed = int(text)
+    if not -(2**63) <= seed < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} must lie between -2^63 and 2^63 - 1.")
+    return seed
 
 
 def _parser() -> argparse.ArgumentParser:

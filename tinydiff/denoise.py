@@ -109,7 +109,8 @@ def layers(denoiser: Any) -> Iterator[Any]:
 def info_of(denoiser: Any) -> dict[str, Any]:
     """The `info` of a denoiser, or of the one inside its wrappers."""
     *_, inner = layers(denoiser)
-    return getattr(inner, "info", {})
+    info = getattr(inner, "info", None)
+    return info if isinstance(info, dict) else {}
 
 
 @contextmanager

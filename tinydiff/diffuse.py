@@ -157,10 +157,11 @@ def _gaussian_nll(error: Tensor, x0: Tensor, std: Tensor, bin_width: float | Non
     """-log N(error; 0, std^2) per element, or minus the log of its mass over the bin of x0, open-ended at +-1."""
     if bin_width is None:
         return (error / std) ** 2 / 2 + std.log() + math.log(2 * math.pi) / 2
-    half = bin_width / 2
+    dtype, half = x0.dtype, bin_width / 2
+    error, x0, std = (v.to(torch.promote_types(dtype, torch.float32)) for v in (error, x0, std))
     low = torch.where(x0 <= -1 + half, -torch.inf, (error - half) / std)
     high = torch.where(x0 >= 1 - half, torch.inf, (error + half) / std)
     low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)  # the lower tail keeps its digits
     below_high, below_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
     nll: Tensor = -below_high - (-torch.expm1(below_low - below_high)).log()  # also where both masses underflow
-    return nll
+    return nll.to(dtype)

@@ -41,7 +41,8 @@ class ClassifierFree(Wrapper):
     def __init__(self, denoiser: Any, scale: float) -> None:
         super().__init__(denoiser)
         *_, inner = layers(denoiser)
-        config = getattr(getattr(inner, "net", None), "config", {})
+        config = getattr(getattr(inner, "net", None), "config", None)
+        config = config if isinstance(config, dict) else {}  # that of tinydiff's own networks
         if config.get("classes") and config.get("label_dropout") == 0 and scale != 1:
             raise ValueError(
                 f'Guidance with scale = {scale} asks for "no class", which this network with label_dropout = 0 has not '
@@ -101,8 +102,9 @@ class ClassifierGuided(Wrapper):
         graph = torch.is_grad_enabled() and x.requires_grad  # log_likelihood differentiates the guided x0_hat
         with torch.enable_grad():  # samplers run without gradients
             leaf = x if graph else x.detach().requires_grad_()
-            log_p = self.log_prob(leaf, t, y.clamp(min=0)).where(y >= 0, 0)
+            log_p = self.log_prob(leaf, t, y.clamp(min=0))
             (gradient,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=graph)
+        gradient = gradient.where((y >= 0).reshape(-1, *[1] * (x.ndim - 1)), 0)
         alpha, sigma = self.schedule(t)
         guided: Tensor = self.denoiser(x, t, **cond) + match(self.scale * sigma**2 / alpha, x) * gradient
         return guided

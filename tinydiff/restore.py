@@ -109,6 +109,8 @@ def resampling(times: Tensor, jump: int = 5, repeats: int = 10) -> Tensor:
 def starting_at(schedule: Schedule, steps: int, t: Tensor | float, grid: Grid = uniform_angle) -> Tensor:
     """A grid from t to 0 instead of from T: (steps+1,) float64, spaced as `grid` spaces a schedule that ends near t.
 
+    A grid that leaves out the largest sigma/alpha, such as `karras` with sigma_max, leaves them out here, too.
+
     Raises:
         ValueError: t lies outside (0, T].
     """

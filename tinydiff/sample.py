@@ -7,6 +7,7 @@ The caller decides what to draw, log or stop.
 import inspect
 import itertools
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -288,9 +289,10 @@ def usual(
     """What is said of (sampler, steps, grid), and for the rest what `sample` takes by itself."""
     if sampler is None:
         sampler = consistency if "teacher" in info_of(denoiser) else dpm_solver_pp
+    made = getattr(sampler, "func", sampler)  # of a functools.partial
     if steps is None:
-        steps = 2 if sampler is consistency else 20
-    return sampler, steps, grid or GRIDS.get(getattr(sampler, "func", sampler), uniform_angle)
+        steps = 2 if made is consistency else 20
+    return sampler, steps, grid or next((g for s, g in GRIDS.items() if s is made), uniform_angle)
 
 
 def launch(
@@ -298,19 +300,19 @@ def launch(
 ) -> Iterator[State]:
     """sampler(denoiser, x, times, **cond), and the generator to samplers that take one.
 
-    Raises:
-        ValueError: the sampler takes none, though one was given, and draws from torch's global generator.
+    Warns where one was given to a sampler that takes none, and torch's global generator was drawn from meanwhile.
     """
     if "generator" in inspect.signature(sampler).parameters:
-        cond = {**cond, "generator": generator}
-    states, before = sampler(denoiser, x, times, **cond), torch.get_rng_state()
-    for state in states:
-        if generator is not None and not torch.equal(before, torch.get_rng_state()):
-            raise ValueError(
-                "The sampler drew from torch's global generator, though one was given: set options by "
-                "functools.partial, or give your function a parameter `generator` to pass on."
-            )
-        yield state
+        yield from sampler(denoiser, x, times, **cond, generator=generator)
+        return
+    before = torch.get_rng_state()
+    yield from sampler(denoiser, x, times, **cond)
+    if generator not in (None, torch.default_generator) and not torch.equal(before, torch.get_rng_state()):
+        warnings.warn(
+            "A generator was given, but the sampler takes none and torch's global one was drawn from: set options by "
+            "functools.partial, or give your function a parameter `generator` to pass on.",
+            stacklevel=2,
+        )
 
 
 def intervals(schedule: Schedule, times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

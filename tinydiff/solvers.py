@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tinydiff.sample import GRIDS, State, estimate, intervals, step
-from tinydiff.schedule import Schedule, karras
+from tinydiff.schedule import Schedule, karras, uniform_angle
 
 
 def dpm_solver_pp_singlestep(
@@ -78,7 +78,12 @@ def heun(denoiser: Any, x: Tensor, times: Tensor, **cond: Any) -> Iterator[State
         yield State(s, x, x0)
 
 
-GRIDS[heun] = partial(karras, sigma_max=80.0)
+def from_80(schedule: Schedule, steps: int) -> Tensor:
+    """`karras` from sigma/alpha = 80; `uniform_angle` on a schedule of a single noisy time, which that cannot space."""
+    return karras(schedule, steps, sigma_max=80.0) if schedule.T > 1 else uniform_angle(schedule, steps)
+
+
+GRIDS[heun] = from_80
 
 
 def invert(denoiser: Any, x0: Tensor, times: Tensor, **cond: Any) -> Iterator[State]:

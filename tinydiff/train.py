@@ -153,8 +153,6 @@ def train(
     models = {"net.": denoiser} if ema is None else {"net.": denoiser, "ema.": ema.denoiser}
     random = _random_state(generator)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None:
-        check_training(path, denoiser)  # what cannot be saved is better known before training than after
     if path is not None and path.exists():
         told, random = load_training(path, models, optimiser, random)
         now = Progress(**{field: told[field] for field in Progress.__dataclass_fields__})
@@ -175,6 +173,8 @@ def train(
     first, saved, images, source = now.seconds, now.seconds, 0, _endless(batches)
     if (fraction := done(now.step, now.seconds)) == 1:
         yield now
+    elif path is not None:
+        check_training(path, denoiser)  # what cannot be saved is better known before training than after
     try:
         while fraction < 1:
             started = clock()

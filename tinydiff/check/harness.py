@@ -47,6 +47,8 @@ CALLS = {  # system calls that are refused, by their numbers on x86_64 and aarch
     "kill": (62, 129),
     "tkill": (200, 130),
     "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
     "pidfd_getfd": (438, 438),
     "ptrace": (101, 117),
@@ -58,6 +60,9 @@ CALLS = {  # system calls that are refused, by their numbers on x86_64 and aarch
     "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274),
     "sched_setaffinity": (203, 122),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "process_madvise": (440, 440),
     "unshare": (272, 97),  # what remains has had many a hole
     "setns": (308, 268),
     "bpf": (321, 280),

@@ -44,22 +44,40 @@ MISSING = {
 }
 
 AROUND = """
-import ast
-from harness import plain_python as _plain_python
-for _source in {sources!r}:
-    try:
-        _cell = ast.parse(_plain_python(_source))
-    except Exception:
-        continue
-    for _node in _cell.body:
-        _constant = isinstance(_node, (ast.Assign, ast.AnnAssign)) and not any(
-            isinstance(_part, ast.Call) for _part in ast.walk(_node)
-        )
-        if _constant or isinstance(_node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
-            try:
-                exec(compile(ast.Module([_node], []), "<another cell>", "exec"), globals())
-            except Exception:
-                pass
+def _around(sources, space):
+    import ast
+    import builtins  # by which its last loop, too, finds what a cell may call by another name
+    from harness import plain_python
+    nodes, defined = [], set()
+    for source in sources:
+        try:
+            nodes += ast.parse(plain_python(source)).body
+        except Exception:
+            pass
+    kept = []
+    for node in nodes:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif not isinstance(node, (ast.Assign, ast.AnnAssign)) or any(isinstance(n, ast.Call) for n in ast.walk(node)):
+            continue
+        kept.append(node)
+    codes = []
+    for node in kept:
+        stored = {{n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}}
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and stored & defined:
+            continue  # a scratch variable does not replace a function
+        try:
+            codes.append(compile(ast.Module([node], []), "<another cell>", "exec"))
+        except Exception:
+            pass
+    for code in codes:
+        try:
+            builtins.exec(code, space)
+        except builtins.Exception:
+            pass
+_around({sources!r}, globals())
 """
 
 
