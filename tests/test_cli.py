@@ -408,7 +408,7 @@ def test_wrong_words_exit_with_2_and_help_has_examples(capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["sample", "mnist", "--seed", "seven"])
     assert stop.value.code == 2
-    assert "invalid" in capsys.readouterr().err
+    assert "argument --seed: 'seven' must be a whole number" in capsys.readouterr().err
     for command in ("train", "distill", "sample", "evaluate", "compare", "data", "demo", "doctor", "lessons", "check"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])

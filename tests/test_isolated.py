@@ -131,6 +131,18 @@ def between(w, beta, beta_tilde):
 """
 
 
+def end_the_harness_with(monkeypatch, line):
+    """Take a lock off: the process of its own runs a copy of the harness with one more line."""
+    copy = isolated.copy_library
+
+    def longer(folder):
+        copy(folder)
+        with (folder / "harness.py").open("a") as file:
+            file.write(f"\n{line}\n")
+
+    monkeypatch.setattr(isolated, "copy_library", longer)
+
+
 @pytest.mark.skipif(not LINUX, reason="Landlock is Linux's")
 def test_files_programs_network_and_the_references_are_out_of_reach(monkeypatch):
     monkeypatch.setenv("TINYDIFF_SECRET", "x")
@@ -144,14 +156,7 @@ def test_files_programs_network_and_the_references_are_out_of_reach(monkeypatch)
 
 @pytest.mark.skipif(not LINUX, reason="reads a file of this test's")
 def test_without_landlock_python_s_own_locks_hold_and_the_notes_say_so(monkeypatch):
-    copy = isolated.copy_library
-
-    def without(folder):
-        copy(folder)
-        with (folder / "harness.py").open("a") as file:
-            file.write("\n_landlock = lambda readable: False\n")
-
-    monkeypatch.setattr(isolated, "copy_library", without)
+    end_the_harness_with(monkeypatch, "_landlock = lambda readable: False")
     repository = str(Path(check.__file__).parents[2])
     verdict = graded(f"import torch\nREPOSITORY = {repository!r}\n" + ATTEMPTS)
     done = verdict.text().partition("DONE [")[2].partition("]")[0]
@@ -290,14 +295,7 @@ def test_drawing_needs_no_answer_and_may_be_imported():
     reason="this system's kernel has no seccomp, or its numbers are not known",
 )
 def test_without_python_s_own_locks_the_system_s_keep_the_network_and_other_processes_safe(monkeypatch):
-    copy = isolated.copy_library
-
-    def without(folder):
-        copy(folder)
-        with (folder / "harness.py").open("a") as file:
-            file.write("\n_audit = lambda readable: None\n")
-
-    monkeypatch.setattr(isolated, "copy_library", without)
+    end_the_harness_with(monkeypatch, "_audit = lambda readable: None")
     code = """
     import os, resource, socket, ctypes
     QUEUE = {"x86_64": 129, "aarch64": 138}[os.uname().machine]

@@ -331,7 +331,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
+    try:
+        seed = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number.") from None
     if not -(2**63) <= seed < 2**63:
         raise argparse.ArgumentTypeError(f"{text} must lie between -2^63 and 2^63 - 1.")
     return seed
